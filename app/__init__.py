@@ -1,0 +1,1 @@
+"""The service: HTTP, persistence, dispatch, dashboard, command line."""

@@ -1,0 +1,167 @@
+"""Options that several commands share, and what they become in a request."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from app.cli.gates import parse_gates
+from app.client import DEFAULT_URL
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SERVER = click.option(
+    "--server",
+    envvar="BITWRIGHT_SERVER",
+    default=DEFAULT_URL,
+    show_default=True,
+    show_envvar=True,
+    metavar="URL",
+    help="Where the service is.",
+)
+GATES = click.option(
+    "--gate",
+    "gates",
+    multiple=True,
+    metavar="CONDITION",
+    callback=parse_gates,
+    help="End with exit code 5 unless the measured plan meets this, e.g. 'kl<=0.01' or 'top1_agreement>=0.95'; "
+    "evaluation data decide where there are any. May be repeated.",
+)
+REPORT = click.option(
+    "--report", "report", metavar="OUT.html", help="Also save the report, one file that needs no network."
+)
+
+
+def _candidates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 2,3,4,8") from None
+
+
+def _pins(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, int]:
+    pins: dict[str, int] = {}
+    for text in texts:
+        unit, equals, bits = text.rpartition("=")
+        if not equals or not unit or not bits.isdecimal():
+            raise click.BadParameter(f"{text!r} is not UNIT=BITS, e.g. classifier.weight=8")
+        if pins.get(unit, int(bits)) != int(bits):
+            raise click.BadParameter(f"{unit!r} is pinned to {pins[unit]} and to {bits} bits")
+        pins[unit] = int(bits)
+    return pins
+
+
+def _ties(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> list[list[str]]:
+    return [[name.strip() for name in text.split(",")] for text in texts]
+
+
+_PLAN_OPTIONS = (
+    click.option(
+        "--pin",
+        "pins",
+        multiple=True,
+        callback=_pins,
+        metavar="UNIT=BITS",
+        help="Fix the bit-width of a unit. May be repeated.",
+    ),
+    click.option(
+        "--tie",
+        "ties",
+        multiple=True,
+        callback=_ties,
+        metavar="UNIT,UNIT",
+        help="These units take the same candidate (fused q, k, v). May be repeated.",
+    ),
+    click.option("--exclude", multiple=True, metavar="UNIT", help="Leave a unit in float. May be repeated."),
+    click.option(
+        "--budget-counts",
+        type=click.Choice(["weights", "file"]),
+        help="What the budget binds: searched weights times bits, or the whole file with scales, zero points and "
+        "everything left in float.  [default: weights]",
+    ),
+)
+
+_SEARCH_OPTIONS = (
+    click.option(
+        "--calibration",
+        required=True,
+        metavar="FILE",
+        help="Safetensors: one tensor for each model input, first axis = samples.",
+    ),
+    click.option(
+        "--evaluation", metavar="FILE", help="Other samples, on which the finished plans are measured."
+    ),
+    click.option(
+        "--budget",
+        "budgets",
+        multiple=True,
+        required=True,
+        metavar="BUDGET",
+        help='"4 bits" (average per weight), "12 MB", "12 MiB", "123456 bits total" or "3.5x". May be repeated; '
+        "the first one's plan is handed over.",
+    ),
+    click.option(
+        "--candidates",
+        callback=_candidates,
+        metavar="BITS,...",
+        help="Bit-widths on offer, 2 to 16.  [default: 2,3,4,5,6,8]",
+    ),
+    click.option(
+        "--scheme",
+        metavar="SCHEME",
+        help="(tensor|channel|group:N)-(symmetric|asymmetric)[-(minmax|percentile[:A]|kl|mse)][-full].  "
+        "[default: channel-asymmetric]",
+    ),
+    click.option(
+        "--metric",
+        type=click.Choice(["kl", "mse", "loss"]),
+        help="What is compared with the float model; loss needs labels.  [default: kl]",
+    ),
+    click.option("--seed", type=int, help="Chooses the samples when not all are used.  [default: 0]"),
+    click.option("--samples", type=int, help="How many calibration samples to use.  [default: all]"),
+    click.option(
+        "--holdout",
+        type=float,
+        help="Without --evaluation: set this fraction of the calibration samples aside for it.  [default: 0]",
+    ),
+    click.option("--batch-size", type=int, help="Samples per forward pass.  [default: 32]"),
+    click.option(
+        "--memory-bytes",
+        type=int,
+        help="Bound on activations kept between passes, per worker.  [default: 2 GiB]",
+    ),
+    *_PLAN_OPTIONS,
+)
+
+
+def plan_options(command: Command) -> Command:
+    """Pins, ties, exclusions, and what a budget binds."""
+    return _apply(command, _PLAN_OPTIONS)
+
+
+def search_options(command: Command) -> Command:
+    """Everything that describes a search."""
+    return _apply(command, _SEARCH_OPTIONS)
+
+
+def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's members that were given; the service fills in the rest, so that defaults live in one place."""
+    names = (
+        "budgets", "candidates", "scheme", "metric", "seed", "samples", "holdout", "batch_size", "memory_bytes",
+        "pins", "ties", "exclude", "budget_counts",
+    )  # fmt: skip
+    given = {name: options.get(name) for name in names}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if value is not None and value not in ((), [], {})
+    }
+
+
+def _apply(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,118 @@
+"""Progress of a job on a terminal: a bar with the time left, or plain lines where there is no terminal."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from app.report import quantities
+
+_STAGES = {"measure": "measuring", "solve": "solving", "verify": "verifying plans"}
+_LINE_EVERY = 0.1
+"""Without a terminal: a line for each such fraction of the work."""
+
+
+class _TimeLeft(ProgressColumn):
+    """The time left, as the service estimates it."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """The column's text for a row."""
+        seconds = task.fields.get("eta_seconds")
+        return Text("" if seconds is None else f"{quantities.duration(seconds)} left", style="cyan")
+
+
+class JobProgress:
+    """Shows a job's progress documents; made by `job_progress`."""
+
+    def __init__(self, console: Console, bar: Progress | None) -> None:
+        self._console = console
+        self._bar = bar
+        self._task = bar.add_task("waiting", total=1.0, counts="", eta_seconds=None) if bar else None
+        self._last = ("", -1.0)
+
+    def update(self, state: str, progress: Mapping[str, Any] | None) -> None:
+        """Show how a job stands.
+
+        Args:
+            state: The job's state.
+            progress: Its progress document: stage, done, total, unit, fraction, eta_seconds.
+        """
+        stage = str((progress or {}).get("stage") or "")
+        words = _STAGES.get(stage, state)
+        fraction = float((progress or {}).get("fraction") or 0.0)
+        counts = _counts(progress)
+        eta = (progress or {}).get("eta_seconds")
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task, description=words, completed=fraction, counts=counts, eta_seconds=eta
+            )
+            return
+        if words != self._last[0] or fraction >= self._last[1] + _LINE_EVERY:
+            self._last = (words, fraction)
+            left = "" if eta is None else f", {quantities.duration(eta)} left"
+            self._console.print(
+                f"{words}: {quantities.percent(fraction)}{f' ({counts})' if counts else ''}{left}"
+            )
+
+
+@contextmanager
+def job_progress(console: Console) -> Iterator[JobProgress]:
+    """A bar for a job while the block runs.
+
+    Args:
+        console: Usually standard error, so that documents can be piped.
+    """
+    if not console.is_terminal:
+        yield JobProgress(console, None)
+        return
+    bar = Progress(
+        TextColumn("{task.description:<16}"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[counts]}", style="dim"),
+        _TimeLeft(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        shown = JobProgress(console, bar)
+        shown.update("waiting", None)
+        yield shown
+
+
+@contextmanager
+def transfer_progress(console: Console, name: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar for an upload: call what is yielded with the bytes sent so far."""
+    if not console.is_terminal:
+        console.print(f"uploading {name} ({quantities.size(8 * total_bytes)})")
+        yield lambda _sent: None
+        return
+    with Progress(
+        TextColumn("uploading {task.description}"),
+        BarColumn(bar_width=32),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(name, total=total_bytes)
+        yield lambda sent: bar.update(task, completed=sent)
+
+
+def _counts(progress: Mapping[str, Any] | None) -> str:
+    if not progress or not progress.get("total"):
+        return ""
+    return f"{progress.get('done', 0)}/{progress['total']} {progress.get('unit', '')}".strip()

@@ -1,0 +1,1 @@
+"""Datasets: calibration and evaluation files."""

@@ -1,0 +1,286 @@
+"""What runs on a worker: one attempt at one task, from its rows to its rows.
+
+Any of it may be killed at any moment, or run twice. What is finished is in the database at once, and what is there
+is not computed again.
+"""
+
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from app import problems
+from app.db import Database, get_database
+from app.dispatch import store, work
+from app.dispatch.files import verified_path
+from app.dispatch.lifecycle import GiveUp, TaskView, after_failure
+from app.dispatch.logs import line
+from app.dispatch.work import Claim, JobFiles, patiently
+from app.jobs.keys import Split, split_samples
+from app.models import TaskKind
+from app.plans.service import solve_job
+from app.settings import Settings
+from workers.contracts import Candidate, Entry, Measured, MeasureRequest, Metric, PlanRequest, Scheme
+from workers.errors import InputRefused
+
+logger = logging.getLogger(__name__)
+
+DONE, STOPPED, FAILED = "done", "stopped", "failed"
+CALIBRATION, EVALUATION = "calibration", "evaluation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Context:
+    settings: Settings
+    database: Database
+    claim: Claim
+
+    @property
+    def ids(self) -> dict[str, object]:
+        return {"task_id": self.claim.task_id, "job_id": self.claim.job_id, "attempt": self.claim.attempt}
+
+
+def run_task(settings_values: dict[str, Any], task_id: str, attempt: int) -> str:
+    """Do a task, if this attempt is wanted.
+
+    Args:
+        settings_values: `Settings` as JSON values.
+        task_id: Which.
+        attempt: The attempt this is; another one makes it stop.
+
+    Returns:
+        ``"done"``; ``"stopped"`` if the task is not, or no longer, wanted; ``"failed"`` if it went wrong and that is
+        written down.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: The database stays away, so that nothing can be written down.
+    """
+    settings = Settings(**settings_values)
+    database = get_database(settings.resolved_database_url)
+    worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    claim = patiently(database, lambda session: work.claim(session, task_id, attempt, worker))
+    if claim is None:
+        logger.info(line("task_not_wanted", task_id=task_id, attempt=attempt))
+        return STOPPED
+    context = _Context(settings=settings, database=database, claim=claim)
+    logger.info(line("task_started", kind=claim.kind, worker=worker, **context.ids))
+    try:
+        finished = _RUN[claim.kind](context)
+    except DBAPIError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the task's outcome
+        return _write_down(context, error)
+    logger.info(line("task_done" if finished else "task_stopped", **context.ids))
+    return DONE if finished else STOPPED
+
+
+def _write_down(context: _Context, error: Exception) -> str:
+    """Make an error the task's outcome, and decide whether to try again."""
+    claim = context.claim
+    permanent = problems.status_of(error) < HTTPStatus.INTERNAL_SERVER_ERROR  # the request's fault, not ours
+    instance = f"/v1/jobs/{claim.job_id}" if claim.job_id else f"/v1/models/{claim.model_id}"
+    problem = problems.document(error, instance)
+    log = logger.warning if permanent else logger.exception
+    log(line("task_error", error=f"{type(error).__name__}: {error}", permanent=permanent, **context.ids))
+    if claim.kind is TaskKind.INSPECT and isinstance(error, InputRefused):
+        patiently(context.database, lambda s: work.store_description(s, claim, None, problem))
+        return DONE
+    view = TaskView(id=claim.task_id, attempt=claim.attempt, failures=claim.failures)
+    step = after_failure(view, permanent=permanent, attempts=context.settings.shard_attempts)
+
+    def write(session: Session) -> bool:
+        if not work.holds(session, claim):
+            return False  # somebody else's by now, failures included
+        if isinstance(step, GiveUp):
+            return store.give_up(session, step, problem)
+        return store.requeue(session, step, problem)
+
+    patiently(context.database, write)
+    return FAILED
+
+
+def _inspect(context: _Context) -> bool:
+    from workers.graph.describe import describe  # noqa: PLC0415 - torch is for workers only
+    from workers.intake.pt2 import read_model  # noqa: PLC0415
+
+    _limit_threads(context.settings)
+    assert context.claim.model_id is not None
+    with context.database.read() as session:
+        ref = work.model_file(session, context.claim.model_id)
+    description = describe(read_model(verified_path(context.settings, ref))).to_json()
+    return patiently(context.database, lambda s: work.store_description(s, context.claim, description, None))
+
+
+def _measure(context: _Context) -> bool:
+    assert context.claim.job_id is not None
+    with context.database.read() as session:
+        files = work.job_files(session, context.claim.job_id)
+        wanted = work.missing_entries(session, context.claim.task_id)
+    if wanted and not _measure_entries(context, files, wanted):
+        return False
+    return patiently(context.database, lambda session: work.finish(session, context.claim))
+
+
+def _measure_entries(context: _Context, files: JobFiles, wanted: list[work.WantedEntry]) -> bool:
+    """Measure entries and store each as soon as it is finished; whether all of them were wanted to the end."""
+    from workers.sensitivity.engine import measure  # noqa: PLC0415 - torch is for workers only
+
+    _limit_threads(context.settings)
+    request = _measure_request(context.settings, files, wanted)
+    keys = {(e.unit, e.bits, e.scheme): e.key for e in wanted}
+    for entry in measure(request):
+        key = keys[entry.unit, entry.bits, entry.scheme]
+        if not _record(context, files.model.sha256, key, entry):
+            return False
+    return True
+
+
+def _record(context: _Context, model_sha256: str, key: str, entry: Entry) -> bool:
+    """Store an entry and look whether the task is still wanted, in one short transaction."""
+
+    def write(session: Session) -> tuple[bool, bool]:
+        return work.store_measurement(session, key, model_sha256, entry), work.holds(session, context.claim)
+
+    new, wanted = patiently(context.database, write)
+    what = {"unit": entry.unit, "bits": entry.bits, "seconds": entry.seconds, "key": key}
+    logger.info(line("entry_measured" if new else "entry_was_there", **what, **context.ids))
+    return wanted
+
+
+def _measure_request(settings: Settings, files: JobFiles, wanted: list[work.WantedEntry]) -> MeasureRequest:
+    request = files.request
+    return MeasureRequest(
+        model_path=str(verified_path(settings, files.model)),
+        calibration_path=str(verified_path(settings, files.calibration)),
+        metric=Metric(request["metric"]),
+        wanted=tuple((e.unit, Candidate(bits=e.bits, scheme=Scheme.parse(e.scheme))) for e in wanted),
+        seed=request["seed"],
+        samples=request["samples"],
+        indices=_split(files).calibration,
+        batch_size=request["batch_size"],
+        memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
+    )
+
+
+def _split(files: JobFiles) -> Split:
+    return split_samples(files.calibration.samples, files.request["holdout"], files.request["seed"])
+
+
+def _solve(context: _Context) -> bool:
+    job_id = context.claim.job_id
+    assert job_id is not None
+
+    def write(session: Session) -> bool:
+        if not work.holds(session, context.claim):
+            return False
+        solve_job(session, job_id)
+        return work.finish(session, context.claim)
+
+    return patiently(context.database, write)
+
+
+def _verify(context: _Context) -> bool:
+    """Measure a plan on the calibration data, then on the evaluation data; what is measured is not measured again."""
+    claim = context.claim
+    assert claim.job_id is not None
+    assert claim.plan_id is not None
+    with context.database.read() as session:
+        files = work.job_files(session, claim.job_id)
+        plan = work.plan_view(session, claim.plan_id)
+    measured = plan.measured
+    for role, request in _plan_requests(context.settings, files, plan.choices).items():
+        if _has(measured, role):
+            continue
+        measured = _measure_plan(context.settings, request, measured, role)
+        if not _store_measured(context, measured):
+            return False
+        logger.info(line("plan_measured", plan_id=claim.plan_id, data=role, **context.ids))
+    return patiently(context.database, lambda session: work.finish(session, claim))
+
+
+def _store_measured(context: _Context, measured: dict[str, Any]) -> bool:
+    return patiently(context.database, lambda session: work.store_measured(session, context.claim, measured))
+
+
+def _plan_requests(settings: Settings, files: JobFiles, choices: dict[str, Any]) -> dict[str, PlanRequest]:
+    """What a plan is measured on, by role: the calibration samples, and those to evaluate on when there are any."""
+    request, split = files.request, _split(files)
+    calibration = PlanRequest(
+        model_path=str(verified_path(settings, files.model)),
+        data_path=str(verified_path(settings, files.calibration)),
+        choices={
+            unit: Candidate(bits=choice["bits"], scheme=Scheme.parse(choice["scheme"]))
+            for unit, choice in choices.items()
+        },
+        metrics=(Metric(request["metric"]),),
+        seed=request["seed"],
+        samples=request["samples"],
+        indices=split.calibration,
+        batch_size=request["batch_size"],
+    )
+    requests = {CALIBRATION: calibration}
+    if files.evaluation is not None:
+        path = str(verified_path(settings, files.evaluation))
+        requests[EVALUATION] = replace(calibration, data_path=path, samples=None, indices=None)
+    elif split.evaluation is not None:
+        requests[EVALUATION] = replace(calibration, samples=None, indices=split.evaluation)
+    return requests
+
+
+def _measure_plan(
+    settings: Settings, request: PlanRequest, measured: dict[str, Any] | None, role: str
+) -> dict[str, Any]:
+    """Measure, and add the result to what was measured before."""
+    from workers.verify.plan import measure_plan  # noqa: PLC0415 - torch is for workers only
+
+    _limit_threads(settings)
+    return _add(measured, role, measure_plan(request))
+
+
+def _has(measured: dict[str, Any] | None, role: str) -> bool:
+    values = (measured or {}).get("values", {})
+    return bool(values) and all(by_role[role] is not None for by_role in values.values())
+
+
+def _add(measured: dict[str, Any] | None, role: str, results: Mapping[str, Measured]) -> dict[str, Any]:
+    """The plan's ``measured`` member: ``{"values": {metric: {role: mean}}, "standard_error": {...}}``."""
+    table: dict[str, Any] = {"values": {}, "standard_error": {}}
+    for metric, result in results.items():
+        for name, number in (("values", result.mean), ("standard_error", result.standard_error)):
+            before = (measured or table)[name].get(metric, {CALIBRATION: None, EVALUATION: None})
+            table[name][str(metric)] = before | {role: number}
+    return table
+
+
+def preload(threads: int) -> None:
+    """Import what tasks need, in a worker that has no task yet: it takes seconds."""
+    import torch  # noqa: PLC0415 - torch is for workers only
+
+    import workers.graph.describe  # noqa: PLC0415
+    import workers.intake.pt2  # noqa: PLC0415
+    import workers.sensitivity.engine  # noqa: PLC0415
+    import workers.verify.plan  # noqa: F401, PLC0415
+
+    torch.set_num_threads(threads)
+    torch.empty(1, device="meta").add(1)  # the first operator without data imports hundreds of modules
+
+
+def _limit_threads(settings: Settings) -> None:
+    import torch  # noqa: PLC0415 - torch is for workers only
+
+    torch.set_num_threads(settings.worker_threads)
+
+
+_RUN: dict[TaskKind, Callable[[_Context], bool]] = {
+    TaskKind.INSPECT: _inspect,
+    TaskKind.MEASURE: _measure,
+    TaskKind.SOLVE: _solve,
+    TaskKind.VERIFY: _verify,
+}

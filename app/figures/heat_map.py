@@ -1,0 +1,146 @@
+"""Sensitivities as a heat map: weight tensors from left to right, candidates from bottom to top, cost as colour."""
+
+import math
+from typing import Any
+
+from plotly.graph_objects import Figure, Heatmap, Scatter
+
+from app.figures import theme
+from app.report import quantities
+
+_DECADES = 8
+"""Costs this many powers of ten below the largest are not told apart by colour (hovering still gives them)."""
+
+Key = tuple[str, int, str]
+
+
+def sensitivity_heat_map(result: dict[str, Any], plan: dict[str, Any] | None = None) -> Figure:
+    """Cost of every candidate in every unit, log colour scale; what is not measured yet stays empty.
+
+    Args:
+        result: A result document; ``sensitivities`` may be incomplete.
+        plan: The plan whose choices are marked; none are marked without one.
+
+    Returns:
+        Traces ``cost`` (positive costs), ``at or below zero`` (where there are any), ``chosen`` (with a plan).
+    """
+    metric = str(result["settings"]["metric"])
+    entries = {
+        (e["unit"], e["bits"], e["scheme"]): e for e in result["sensitivities"] if e["metric"] == metric
+    }
+    excluded = set(result["settings"].get("exclude") or ())
+    units = [u["name"] for u in result["units"] if u["name"] not in excluded]
+    rows = _candidates(result, entries)
+    several = len({scheme for _, scheme in rows}) > 1
+    labels = [f"{b} bits · {s}" if several else f"{b} bits" for b, s in rows]
+    names = [theme.plain(n) for n in theme.short_names(units)]
+    figure = theme.base_figure(
+        height=60 + 34 * max(len(rows), 2) + theme.unit_axis_room(names),
+        xaxis=theme.unit_axis(names),
+        yaxis=theme.axis(
+            "candidate (bits per weight)",
+            type="category",
+            categoryorder="array",
+            categoryarray=labels,
+            showgrid=False,
+        ),
+        plot_bgcolor="rgba(128,134,148,0.10)",
+        margin={"l": 8, "r": 8, "t": 38 if plan else 16, "b": 8},
+    )
+    grid = [[entries.get((unit, bits, scheme)) for unit in units] for bits, scheme in rows]
+    _add_costs(figure, grid, names, labels, metric)
+    if plan is not None and plan.get("choices"):
+        label = dict(zip(rows, labels, strict=True))
+        chosen = {unit: label.get((c["bits"], c["scheme"])) for unit, c in plan["choices"].items()}
+        _mark_choices(figure, [(name, chosen.get(unit)) for unit, name in zip(units, names, strict=True)])
+    return figure
+
+
+def _candidates(result: dict[str, Any], entries: dict[Key, dict[str, Any]]) -> list[tuple[int, str]]:
+    """The rows: what was asked for, and whatever else was measured, by bits."""
+    settings = result["settings"]
+    asked = {(int(bits), str(settings["scheme"])) for bits in settings["candidates"]}
+    return sorted(asked | {(bits, scheme) for _, bits, scheme in entries})
+
+
+def _add_costs(
+    figure: Figure, grid: list[list[dict[str, Any] | None]], names: list[str], labels: list[str], metric: str
+) -> None:
+    means = [[None if e is None else float(e["mean"]) for e in row] for row in grid]
+    hover = [[_hover(e, metric) for e in row] for row in grid]
+    positive = [m for row in means for m in row if m is not None and m > 0]
+    high = math.log10(max(positive)) if positive else 0.0
+    low = max(math.log10(min(positive)), high - _DECADES) if positive else 0.0
+    ticks, texts = theme.log_ticks(low, high)
+    common = {"x": names, "y": labels, "customdata": hover, "hoverongaps": False}
+    # A gap would eat up the narrow columns of a large model.
+    common |= {"xgap": 1 if len(names) <= 100 else 0, "ygap": 1}
+    common["hovertemplate"] = "<b>%{customdata[0]}</b><br>%{customdata[1]}<extra></extra>"
+    figure.add_trace(
+        Heatmap(
+            z=[[math.log10(m) if m is not None and m > 0 else None for m in row] for row in means],
+            zmin=low,
+            zmax=high if high > low else low + 1,
+            colorscale=theme.COST_SCALE,
+            colorbar={
+                "title": {"text": theme.metric_title(metric), "side": "right"},
+                "thickness": 12,
+                "outlinewidth": 0,
+                "tickvals": ticks,
+                "ticktext": texts,
+            },
+            name="cost",
+            showlegend=False,
+            **common,
+        )
+    )
+    if any(m is not None and m <= 0 for row in means for m in row):
+        figure.add_trace(_below_zero(means, common))
+
+
+def _below_zero(means: list[list[float | None]], common: dict[str, Any]) -> Heatmap:
+    """Cells whose cost has no logarithm, in a colour of their own."""
+    return Heatmap(
+        z=[[1 if m is not None and m <= 0 else None for m in row] for row in means],
+        colorscale=[[0, theme.BELOW_ZERO], [1, theme.BELOW_ZERO]],
+        showscale=False,
+        name="at or below zero",
+        showlegend=True,
+        **common,
+    )
+
+
+def _hover(entry: dict[str, Any] | None, metric: str) -> list[str] | None:
+    """Full name, and the rest of the text that hovering shows."""
+    if entry is None:
+        return None
+    cost = quantities.metric_with_error(entry["mean"], entry.get("standard_error"), metric)
+    unit = quantities.measure(metric).unit
+    lines = [
+        f"{entry['bits']} bits, {theme.plain(entry['scheme'])}",
+        f"cost {cost} {unit}".rstrip(),
+        f"{quantities.size(entry['size_bits'])}, {entry['samples']} samples",
+    ]
+    return [theme.plain(entry["unit"]), "<br>".join(lines)]
+
+
+def _mark_choices(figure: Figure, chosen: list[tuple[str, str | None]]) -> None:
+    """A dot in the cell of each chosen candidate; smaller ones where there are many columns."""
+    size = min(11.0, max(4.0, 480 / max(len(chosen), 1)))
+    marked = [(name, label) for name, label in chosen if label is not None]
+    figure.add_trace(
+        Scatter(
+            x=[name for name, _ in marked],
+            y=[label for _, label in marked],
+            mode="markers",
+            name="chosen",
+            hoverinfo="skip",
+            marker={
+                "symbol": "circle",
+                "size": size,
+                "color": "#ffffff",
+                "line": {"width": 1.5 if size > 6 else 0.75, "color": "#14181f"},
+            },
+            showlegend=True,
+        )
+    )

@@ -1,0 +1,83 @@
+"""What a measurement depends on, as a key: jobs that ask for the same thing share the answer."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+from app.jobs.rules import split_sizes
+from app.kit.ids import content_sha256
+from workers.contracts import Candidate, Metric
+
+MEASURE_VERSION = 1
+"""Raised whenever the same request would be measured as another number; old measurements are then not used again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleChoice:
+    """Which samples of a dataset are calibrated on.
+
+    Args:
+        available: Samples in the dataset.
+        samples: How many are used; ``None`` for all that are not held out.
+        holdout: Fraction set aside for evaluation.
+        seed: Of both choices.
+    """
+
+    available: int
+    samples: int | None
+    holdout: float
+    seed: int
+
+    def key(self) -> dict[str, object]:
+        """What of this a measurement depends on: nothing when all samples are used."""
+        used, held_out = split_sizes(self.available, self.holdout)
+        chosen = self.samples is not None and self.samples < used
+        key: dict[str, object] = {}
+        if held_out:
+            key["held_out"] = held_out
+        if chosen:
+            key["samples"] = self.samples
+        return key | {"seed": self.seed} if key else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Indices of the samples to calibrate on and to evaluate on, ascending; ``None`` for all, and for no evaluation."""
+
+    calibration: tuple[int, ...] | None
+    evaluation: tuple[int, ...] | None
+
+
+def split_samples(available: int, holdout: float, seed: int) -> Split:
+    """Set a fraction of the samples aside, the same ones for the same seed on every machine and in every release."""
+    _, held_out = split_sizes(available, holdout)
+    if not held_out:
+        return Split(calibration=None, evaluation=None)
+    shuffled = sorted(range(available), key=lambda i: sha256(f"{seed}/{i}".encode()).digest())
+    aside = set(shuffled[:held_out])
+    return Split(
+        calibration=tuple(i for i in range(available) if i not in aside), evaluation=tuple(sorted(aside))
+    )
+
+
+def entry_key(  # noqa: PLR0913 - one keyword for each thing the value depends on
+    *,
+    model_sha256: str,
+    dataset_sha256: str,
+    unit: str,
+    candidate: Candidate,
+    metric: Metric,
+    choice: SampleChoice,
+) -> str:
+    """Hex SHA-256 of everything the value of an entry depends on."""
+    return content_sha256(
+        {
+            "version": MEASURE_VERSION,
+            "model": model_sha256,
+            "dataset": dataset_sha256,
+            "unit": unit,
+            "bits": candidate.bits,
+            "scheme": str(candidate.scheme),
+            "metric": metric.value,
+            **choice.key(),
+        }
+    )

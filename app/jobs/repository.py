@@ -1,0 +1,136 @@
+"""Queries for jobs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import and_, case, func, insert, or_, select
+from sqlalchemy.orm import Session
+
+from app.kit.pages import Cursor
+from app.models import (
+    Dataset,
+    IdempotencyKey,
+    Job,
+    JobEntry,
+    JobState,
+    Measurement,
+    Model,
+    Plan,
+    PlanRole,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryCounts:
+    """How much of a job is measured. ``fresh_work`` was done since the job began, by it or by others."""
+
+    done: int
+    total: int
+    done_work: float
+    total_work: float
+    fresh_work: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCounts:
+    """How many of a job's own plans are measured."""
+
+    done: int
+    total: int
+
+
+def get(session: Session, job_id: str) -> Job | None:
+    """A job by its id."""
+    return session.get(Job, job_id)
+
+
+def for_update(session: Session, job_id: str) -> Job | None:
+    """A job by its id, kept from changing until the transaction ends."""
+    return session.get(Job, job_id, with_for_update=True)
+
+
+def model(session: Session, model_id: str) -> Model | None:
+    """A model by its id."""
+    return session.get(Model, model_id)
+
+
+def dataset(session: Session, dataset_id: str) -> Dataset | None:
+    """A dataset by its id."""
+    return session.get(Dataset, dataset_id)
+
+
+def idempotency(session: Session, key: str) -> IdempotencyKey | None:
+    """What was answered for a key."""
+    return session.get(IdempotencyKey, key)
+
+
+def page(  # noqa: PLR0913 - one keyword for each filter
+    session: Session,
+    *,
+    limit: int,
+    cursor: Cursor | None = None,
+    state: JobState | None = None,
+    model_id: str | None = None,
+    owner: str | None = None,
+) -> Sequence[Job]:
+    """Jobs, newest first, after the cursor."""
+    query = select(Job).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
+    if cursor is not None:
+        same_time = and_(Job.created_at == cursor.created_at, Job.id < cursor.id)
+        query = query.where(or_(Job.created_at < cursor.created_at, same_time))
+    if state is not None:
+        query = query.where(Job.state == state)
+    if model_id is not None:
+        query = query.where(Job.model_id == model_id)
+    if owner is not None:
+        query = query.where(Job.owner == owner)
+    return session.scalars(query).all()
+
+
+def entry_counts(session: Session, job_ids: Sequence[str]) -> dict[str, EntryCounts]:
+    """Count the entries of jobs and weigh their work."""
+    measured = Measurement.key.is_not(None)
+    fresh = Measurement.created_at >= Job.started_at  # unknown, so not fresh, for a job that has not begun
+    query = (
+        select(
+            JobEntry.job_id,
+            func.count().label("total"),
+            func.count(Measurement.key).label("done"),
+            func.sum(JobEntry.work).label("total_work"),
+            func.sum(case((measured, JobEntry.work), else_=0.0)).label("done_work"),
+            func.sum(case((fresh, JobEntry.work), else_=0.0)).label("fresh_work"),
+        )
+        .join(Job, Job.id == JobEntry.job_id)
+        .join(Measurement, Measurement.key == JobEntry.key, isouter=True)
+        .where(JobEntry.job_id.in_(job_ids))
+        .group_by(JobEntry.job_id)
+    )
+    return {
+        row.job_id: EntryCounts(
+            done=row.done,
+            total=row.total,
+            done_work=row.done_work,
+            total_work=row.total_work,
+            fresh_work=row.fresh_work,
+        )
+        for row in session.execute(query)
+    }
+
+
+def plan_counts(session: Session, job_ids: Sequence[str]) -> dict[str, PlanCounts]:
+    """Count the plans that jobs themselves have to measure."""
+    query = (
+        select(Plan.job_id, func.count().label("total"), func.count(Plan.measured).label("done"))
+        .where(
+            Plan.job_id.in_(job_ids),
+            Plan.role.in_((PlanRole.REQUESTED, PlanRole.UNIFORM)),
+            Plan.size_bits.is_not(None),
+        )
+        .group_by(Plan.job_id)
+    )
+    return {row.job_id: PlanCounts(done=row.done, total=row.total) for row in session.execute(query)}
+
+
+def add_entries(session: Session, entries: Sequence[dict[str, object]]) -> None:
+    """Store a job's entries in one go."""
+    session.execute(insert(JobEntry.metadata.tables[JobEntry.__tablename__]), list(entries))

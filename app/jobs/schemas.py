@@ -1,0 +1,157 @@
+"""What clients send and receive about jobs (the HTTP edge)."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from app.kit.pages import MAX_LIMIT
+from app.models import JobState, Stage
+
+PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+Name = Annotated[str, StringConstraints(max_length=255, pattern=PRINTABLE)]
+Id = Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
+UnitName = Annotated[str, StringConstraints(max_length=1024)]
+BudgetText = Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+_EXAMPLE: dict[str, Any] = {
+    "model": "mdl_01jd8y0v3k6zq2m4n5p7r8s9ta",
+    "dataset": "dat_01jd8y1b2c3d4e5f6g7h8j9kmn",
+    "evaluation_dataset": None,
+    "budgets": ["4 bits", "12 MB"],
+    "candidates": [2, 3, 4, 5, 6, 8],
+    "scheme": "channel-asymmetric",
+    "metric": "kl",
+    "pins": {"classifier.weight": 8},
+    "holdout": 0.25,
+    "name": "EfficientNet-Lite0 at 4 bits",
+}
+
+
+class JobCreate(BaseModel):
+    """A search: which model, measured on which data, under which budgets."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [_EXAMPLE]})
+
+    model: str = Field(max_length=64, description="Id of a registered model.")
+    dataset: str = Field(max_length=64, description="Id of the calibration dataset.")
+    evaluation_dataset: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Id of a dataset, disjoint from the calibration data, on which the finished plans are measured.",
+    )
+    budgets: list[BudgetText] = Field(
+        min_length=1,
+        max_length=32,
+        description='With a unit each: "4 bits" (average per searched weight), "12 MB" (10^6 bytes), "12 MiB", '
+        '"123456 bits total", "3.5x" (against the stored float weights). The first one\'s plan is handed over.',
+    )
+    budget_counts: str = Field(
+        default="weights",
+        description="What budgets bind: `weights` (searched weights times bit-width) or `file` (the whole file).",
+        json_schema_extra={"enum": ["weights", "file"]},
+    )
+    candidates: list[int] = Field(
+        default=[2, 3, 4, 5, 6, 8],
+        max_length=15,
+        description="Bit-widths on offer, whole numbers from 2 to 16.",
+        json_schema_extra={"items": {"type": "integer", "minimum": 2, "maximum": 16}},
+    )
+    scheme: str = Field(
+        default="channel-asymmetric",
+        max_length=64,
+        description="Quantizer: `(tensor|channel|group:N)-(symmetric|asymmetric)[-(minmax|percentile[:A]|kl|mse)][-full]`.",
+    )
+    metric: str = Field(
+        default="kl",
+        description="What is compared: `kl`, `mse`, or `loss` (needs labels).",
+        json_schema_extra={"enum": ["kl", "mse", "loss"]},
+    )
+    pins: dict[UnitName, int] = Field(
+        default={}, max_length=100_000, description="Unit -> bit-width it must take."
+    )
+    ties: list[list[UnitName]] = Field(
+        default=[],
+        max_length=10_000,
+        description="Groups of units that share one choice, e.g. fused q, k, v.",
+    )
+    exclude: list[UnitName] = Field(
+        default=[], max_length=100_000, description="Units that stay in float and are not searched."
+    )
+    seed: Seed = Field(
+        default=0, description="Chooses the samples when not all are used or some are held out."
+    )
+    samples: int | None = Field(
+        default=None, description="How many calibration samples to use; null for all."
+    )
+    holdout: float = Field(
+        default=0.0,
+        allow_inf_nan=False,
+        description="Without an evaluation dataset: fraction (0 to 0.9) of the calibration samples set aside for it.",
+    )
+    batch_size: int = Field(default=32, ge=1, le=65536, description="Samples per forward pass.")
+    memory_bytes: int | None = Field(
+        default=None,
+        ge=1 << 20,
+        lt=1 << 53,
+        description="Bound on activations kept between passes, per worker, in bytes; null for the service's setting.",
+    )
+    name: Name = Field(default="", description="For people.")
+    owner: Name = Field(
+        default="", description="Whose job it is; waiting jobs of different owners take turns."
+    )
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher runs first.")
+
+
+class JobFilter(BaseModel):
+    """Which jobs to list."""
+
+    state: JobState | None = Field(default=None, description="Only jobs in this state.")
+    model: Id | None = Field(default=None, description="Only jobs of this model.")
+    owner: Name | None = Field(default=None, description="Only this owner's jobs.")
+    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="Jobs on a page.")
+    cursor: str | None = Field(default=None, max_length=512, description="`next_cursor` of the page before.")
+
+
+class ProgressRead(BaseModel):
+    """How far the current stage is. Times are in seconds."""
+
+    stage: Stage | None = Field(description="What is being done; null when nothing is any more.")
+    done: int
+    total: int
+    unit: str = Field(description="What is counted: `entries` or `plans`.")
+    fraction: float = Field(ge=0, le=1, description="Share of the stage's work that is done.")
+    eta_seconds: float | None = Field(
+        description="Time the stage still takes at the speed so far; null until known."
+    )
+    elapsed_seconds: float = Field(description="Since the job was started.")
+
+
+class JobRead(BaseModel):
+    """A job as it stands."""
+
+    id: str
+    name: str
+    owner: str
+    priority: int
+    state: JobState
+    stage: Stage | None
+    model: str = Field(description="Id of the model.")
+    dataset: str = Field(description="Id of the calibration dataset.")
+    evaluation_dataset: str | None
+    request: dict[str, Any] = Field(description="The request, checked, with all defaults filled in.")
+    progress: ProgressRead
+    problem: dict[str, Any] | None = Field(
+        description="Why the job failed, as a problem document (RFC 9457)."
+    )
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first."""
+
+    items: list[JobRead]
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last one.")

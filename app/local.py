@@ -1,0 +1,207 @@
+"""A search without a server: the service's own services, database and dispatcher, with processes of this machine.
+
+Files, jobs and measurements go into the data directory, so that a search that was interrupted goes on where it was, and
+one that was finished answers at once. A service that runs on the same data directory does the work if there is one.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from app import migrate, problems
+from app.arrivals import Arrived
+from app.artifacts import ArtifactStore, Limits
+from app.client import JobUpdate
+from app.datasets import service as datasets
+from app.db import Database, get_database
+from app.dispatch import dispatcher
+from app.dispatch.local_engine import LocalEngine
+from app.dispatch.shard import run_task
+from app.dispatch.supervisor import MAX_DEFAULT_WORKERS
+from app.errors import InvalidRequest
+from app.jobs import service as jobs
+from app.jobs.schemas import JobCreate
+from app.jobs.watch import snapshot
+from app.kit.ids import content_sha256
+from app.modelfiles import service as models
+from app.models import JobState, ModelState
+from app.results import VERSION, job_result
+from app.settings import Settings
+
+OnUpdate = Callable[[JobUpdate], None]
+
+_BLOCK = 1 << 20
+_LOOK_S = 0.1
+"""Pause between two looks at the job, in seconds."""
+
+
+class SearchProblem(Exception):
+    """The search ended without a result; ``document`` says why (RFC 9457)."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        super().__init__(document)
+        self.document = document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What a search reads."""
+
+    model: Path
+    calibration: Path
+    evaluation: Path | None = None
+
+
+def search(files: Files, request: dict[str, Any], settings: Settings, on_update: OnUpdate) -> dict[str, Any]:
+    """Search bit-widths for a model.
+
+    Args:
+        files: Model and data.
+        request: The members of a job's request, without model and data.
+        settings: Data directory, number of workers and their threads.
+        on_update: Called whenever there is news.
+
+    Returns:
+        The result document.
+
+    Raises:
+        SearchProblem: The model was refused, or the job failed or was cancelled.
+        AppError, WorkerError, SolverError: A file or a value was refused.
+        OSError: A file cannot be read.
+    """
+    migrate.upgrade(settings.resolved_database_url)
+    database = get_database(settings.resolved_database_url)
+    store = ArtifactStore(settings.artifacts_dir)
+    with _Engine(settings) as engine:
+        ids = {"dataset": _register_data(database, store, settings, files.calibration)}
+        if files.evaluation is not None:
+            ids["evaluation_dataset"] = _register_data(database, store, settings, files.evaluation)
+        ids["model"] = _register_model(database, store, settings, files.model)
+        _await_model(database, store, ids["model"], engine, on_update)
+        job_id = _submit(database, settings, {**request, **ids})
+        _await_job(database, job_id, engine, on_update)
+    with database.read() as session:
+        return job_result(session, jobs.get_job(session, job_id))
+
+
+class _Engine:
+    """Dispatcher and processes, started when they are needed first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._handle: dispatcher.DispatcherHandle | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._handle is not None:
+            self._handle.stop()
+
+    def need(self) -> None:
+        """Make sure that somebody works."""
+        if self._handle is not None:
+            return
+        engine = LocalEngine(
+            run_task,
+            self._settings.model_dump(mode="json"),
+            processes=self._settings.workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS),
+            threads=self._settings.worker_threads,
+        )
+        self._handle = dispatcher.start(self._settings, engine)
+
+
+@contextmanager
+def _arrived(store: ArtifactStore, settings: Settings, path: Path) -> Iterator[Arrived]:
+    """A copy of a file, on its way into the store."""
+    limits = Limits(max_bytes=settings.max_upload_bytes, size_bytes=path.stat().st_size)
+    with path.open("rb") as source, store.incoming(limits) as incoming:
+        while block := source.read(_BLOCK):
+            incoming.write(block)
+        incoming.finish()
+        yield Arrived(
+            path=incoming.path, sha256=incoming.sha256, size_bytes=incoming.size_bytes, incoming=incoming
+        )
+
+
+def _register_model(database: Database, store: ArtifactStore, settings: Settings, path: Path) -> str:
+    with _arrived(store, settings, path) as arrived:
+        return models.register(database, store, arrived, path.name).id
+
+
+def _register_data(database: Database, store: ArtifactStore, settings: Settings, path: Path) -> str:
+    with _arrived(store, settings, path) as arrived:
+        return datasets.register(database, store, arrived, path.name).id
+
+
+def _await_model(
+    database: Database, store: ArtifactStore, model_id: str, engine: _Engine, on_update: OnUpdate
+) -> None:
+    """Wait until a worker has read the model."""
+    while True:
+        with database.read() as session:
+            model = models.get_model(session, model_id)
+        if model.state is ModelState.READY:
+            return
+        if model.state is ModelState.REFUSED:
+            problem = models.drop_refused(database, store, model_id) or model.problem
+            assert problem is not None
+            raise SearchProblem(problem)
+        on_update(JobUpdate(state="reading the model", progress=None))
+        engine.need()
+        time.sleep(_LOOK_S)
+
+
+def _submit(database: Database, settings: Settings, request: dict[str, Any]) -> str:
+    """The job for a request: one that is done or under way if there is one, else a new one."""
+    try:
+        create = JobCreate.model_validate(request)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        allowed = first["msg"].removeprefix("Input should be ")
+        raise InvalidRequest(f"{field}: {first['msg']}", field, first["input"], allowed) from None
+    digest = content_sha256({"version": VERSION, "request": create.model_dump(mode="json")})
+    number = 0
+    while True:
+        with database.write() as session:
+            job = jobs.create_job(session, create, settings, f"local search {number} {digest}")
+        if job.state not in (JobState.FAILED, JobState.CANCELLED):
+            return job.id
+        number += 1
+
+
+def _await_job(database: Database, job_id: str, engine: _Engine, on_update: OnUpdate) -> None:
+    """Wait until a job is done; an interruption cancels it, what is measured is kept."""
+    last: JobUpdate | None = None
+    try:
+        while True:
+            job = snapshot(database, job_id).job
+            update = JobUpdate(state=job.state.value, progress=job.progress.model_dump(mode="json"))
+            if update != last:
+                last = update
+                on_update(update)
+            if job.state is JobState.DONE:
+                return
+            if job.state.final:
+                raise SearchProblem(job.problem or _cancelled(job_id))
+            engine.need()
+            time.sleep(_LOOK_S)
+    except KeyboardInterrupt:
+        with database.write() as session:
+            if not jobs.get_job(session, job_id).state.final:
+                jobs.cancel_job(session, job_id)
+        raise
+
+
+def _cancelled(job_id: str) -> dict[str, Any]:
+    return problems.make(
+        "conflict", HTTPStatus.CONFLICT, f"job {job_id} was cancelled before it had a result"
+    )

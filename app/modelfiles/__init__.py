@@ -1,0 +1,1 @@
+"""Models: registered files and what intake found in them."""

@@ -1,0 +1,1 @@
+"""Plans: one candidate for each unit, solved on stored measurements."""

@@ -1,0 +1,346 @@
+"""Plans of a job: those for its budgets with their baselines, those asked for later, and which one is handed over."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import Database
+from app.errors import BudgetBelowMinimum, NotFound, ResultNotReady
+from app.jobs.rules import check_spec
+from app.kit.ids import content_sha256, is_id, new_id
+from app.kit.locks import lock_name
+from app.kit.recent import Recent
+from app.models import Job, Model, Plan, PlanRole, Task, TaskKind, TaskState
+from app.plans import planner, repository
+from app.plans.planner import BudgetCounts, Cell, Draft, PlanSpec, Search, prepare
+from app.sensitivities import repository as sensitivities
+from solver import SolveStatus
+from workers.contracts import ModelDescription
+
+JOB_TIME_LIMIT_S = 60.0
+"""Longest search for one of a job's budgets."""
+ADHOC_TIME_LIMIT_S = 5.0
+"""Longest search while a client waits."""
+_SEARCHES: Recent[tuple[str, str], Search] = Recent(16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanChange:
+    """What a later plan changes; ``None`` keeps what the job has."""
+
+    budget: str
+    budget_counts: BudgetCounts | None = None
+    pins: dict[str, int] | None = None
+    ties: list[list[str]] | None = None
+    exclude: list[str] | None = None
+    name: str = ""
+    measure: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Label:
+    """Why a plan exists and what it answers."""
+
+    role: PlanRole
+    name: str
+    spec: dict[str, Any]
+    ordinal: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Created:
+    """A plan, and whether it is new."""
+
+    plan: Plan
+    new: bool
+
+
+def get_plan(session: Session, plan_id: str) -> Plan:
+    """A plan by its id.
+
+    Raises:
+        NotFound: There is none.
+    """
+    plan = repository.get(session, plan_id) if is_id("pln", plan_id) else None
+    if plan is None:
+        raise NotFound(f"there is no plan {plan_id!r}", "plan", plan_id)
+    return plan
+
+
+def solve_job(session: Session, job_id: str) -> None:
+    """Make a job's plans: one for each budget and one uniform baseline for each bit-width, each with its VERIFY task.
+
+    Safe to run twice: plans that exist are left alone.
+
+    Raises:
+        ResultNotReady: Entries are not measured yet.
+        SolverError: The request contradicts the measurements.
+    """
+    job = session.get_one(Job, job_id)
+    request = job.request
+    search = search_of(session, job, job_spec(request))
+    for ordinal, budget in enumerate(request["budgets"]):
+        draft = search.plan(budget, time_limit_s=JOB_TIME_LIMIT_S)
+        spec = job_spec(request, budget).to_json()
+        _add(session, job_id, draft, _Label(role=PlanRole.REQUESTED, name=budget, spec=spec, ordinal=ordinal))
+    for ordinal, bits in enumerate(request["candidates"]):
+        spec = {"uniform": bits, "scheme": request["scheme"], "exclude": sorted(request["exclude"])}
+        label = _Label(role=PlanRole.UNIFORM, name=f"uniform {bits} bits", spec=spec, ordinal=ordinal)
+        _add(session, job_id, search.uniform(bits), label)
+
+
+def conclude_job(session: Session, job_id: str) -> None:
+    """Apply the rule "never worse than uniform, as measured" to each plan of the job's budgets.
+
+    A uniform plan that keeps to the budget and the pins and costs less, measured jointly (on the evaluation data when
+    there is any), takes the place of what the search found. The bound stays, and the gap is told anew.
+    """
+    job = session.get_one(Job, job_id)
+    metric = job.request["metric"]
+    uniform = repository.of_job(session, job_id, PlanRole.UNIFORM)
+    for plan in repository.of_job(session, job_id, PlanRole.REQUESTED):
+        if not plan.choices or "origin" in plan.solver:  # nothing to hand over, or decided already
+            continue
+        better = _best_baseline(plan, uniform, metric)
+        if better is None:
+            plan.solver = plan.solver | {"origin": "search"}
+        else:
+            _take_over(plan, better)
+
+
+def search_of(session: Session, job: Job, spec: PlanSpec) -> Search:
+    """What plans for a job are made from, under the rules of a specification.
+
+    Measurements and requests do not change once they are there, so that it is kept for the next budget.
+
+    Raises:
+        ResultNotReady: Entries are not measured yet.
+        SolverError: The rules contradict each other.
+    """
+    return _SEARCHES.get((job.id, spec.rules_sha256), lambda: _prepare(session, job, spec))
+
+
+def _prepare(session: Session, job: Job, spec: PlanSpec) -> Search:
+    rows = sensitivities.of_job(session, job.id)
+    total = sensitivities.total(session, job.id)
+    if len(rows) < total or not rows:
+        raise ResultNotReady(
+            f"job {job.id} has measured {len(rows)} of {total} entries; plans need all of them",
+            "job",
+            job.id,
+            "a job whose measurements are complete",
+            {"state": job.state.value, "done": len(rows), "total": total},
+        )
+    cells = [
+        Cell(
+            unit=r.unit,
+            bits=r.bits,
+            scheme=r.scheme,
+            cost=r.mean,
+            size_bits=r.size_bits,
+            storage_bits=r.storage_bits,
+        )
+        for r in rows
+    ]
+    return prepare(job_description(session, job), cells, spec, metric=job.request["metric"])
+
+
+def job_description(session: Session, job: Job) -> ModelDescription:
+    """What intake told of the job's model."""
+    model = session.get_one(Model, job.model_id)
+    assert model.description is not None
+    return ModelDescription.from_json(model.description)
+
+
+def list_plans(session: Session, job: Job, roles: Sequence[PlanRole]) -> Sequence[Plan]:
+    """A job's plans of these roles."""
+    return repository.of_job(session, job.id, *roles)
+
+
+def create_plan(database: Database, job_id: str, change: PlanChange) -> Created:
+    """Solve for another budget, other pins or ties, on the measurements a job already has.
+
+    Asking for the same again gives the same plan. With ``measure`` a worker also measures it.
+
+    Raises:
+        NotFound: There is no such job.
+        ResultNotReady: The job has not measured everything yet.
+        InvalidRequest: A pin, tie or exclusion does not fit.
+        BudgetBelowMinimum: No plan is that small.
+        SolverError: The budget is malformed, or rules contradict each other.
+    """
+    with database.read() as session:
+        job = session.get(Job, job_id) if is_id("job", job_id) else None
+        if job is None:
+            raise NotFound(f"there is no job {job_id!r}", "job", job_id)
+        request = job.request
+        spec = _changed_spec(request, change)
+        check_spec(job_description(session, job), spec, request["candidates"], field="budget")
+        search = search_of(session, job, spec)
+        existing = repository.by_spec(session, job_id, spec.sha256)
+    draft = None
+    if existing is None:
+        draft = search.plan(spec.budget, time_limit_s=ADHOC_TIME_LIMIT_S)
+        _require_plan(spec, draft)
+    return _store_adhoc(database, job_id, spec, draft, change)
+
+
+def _store_adhoc(
+    database: Database, job_id: str, spec: PlanSpec, draft: Draft | None, change: PlanChange
+) -> Created:
+    with database.write() as session:
+        lock_name(session, f"plans:{job_id}")
+        plan = repository.by_spec(session, job_id, spec.sha256)
+        new = plan is None
+        if plan is None:
+            assert draft is not None
+            label = _Label(role=PlanRole.ADHOC, name=change.name or spec.budget, spec=spec.to_json())
+            plan = _insert(session, job_id, draft, label)
+        if change.measure and plan.choices and plan.measured is None:
+            _verify(session, plan)
+        return Created(plan=plan, new=new)
+
+
+def _changed_spec(request: dict[str, Any], change: PlanChange) -> PlanSpec:
+    return PlanSpec(
+        budget=change.budget.strip(),
+        budget_counts=change.budget_counts or BudgetCounts(request["budget_counts"]),
+        pins=request["pins"] if change.pins is None else change.pins,
+        ties=request["ties"] if change.ties is None else change.ties,
+        exclude=request["exclude"]
+        if change.exclude is None
+        else sorted({*request["exclude"], *change.exclude}),
+    )
+
+
+def job_spec(request: dict[str, Any], budget: str = "") -> PlanSpec:
+    """What a job asks of its plans, with one of its budgets or without."""
+    return PlanSpec(
+        budget=budget,
+        budget_counts=BudgetCounts(request["budget_counts"]),
+        pins=request["pins"],
+        ties=request["ties"],
+        exclude=request["exclude"],
+    )
+
+
+def _require_plan(spec: PlanSpec, draft: Draft) -> None:
+    if draft.choices:
+        return
+    minimum = draft.solver.get("minimum_bits")
+    if draft.status == SolveStatus.INFEASIBLE and minimum is not None:
+        raise below_minimum("budget", spec.budget, draft.budget_bits or 0, minimum)
+    raise ResultNotReady(
+        f"no plan for budget {spec.budget!r} was found in {ADHOC_TIME_LIMIT_S:g} s (status {draft.status})",
+        "budget",
+        spec.budget,
+        "a budget with more room",
+    )
+
+
+def below_minimum(field: str, text: str, budget_bits: int, minimum: int) -> BudgetBelowMinimum:
+    """The error for a budget that no plan keeps; it tells the smallest that one does."""
+    return BudgetBelowMinimum(
+        f"budget {text!r} is {budget_bits} bits; the smallest possible plan takes {minimum} bits",
+        field,
+        text,
+        f"{minimum} bits total or more",
+        {"minimum_bits": minimum, "minimum": f"{minimum} bits total", "budget_bits": budget_bits},
+    )
+
+
+def _add(session: Session, job_id: str, draft: Draft, label: _Label) -> None:
+    """Store one of a job's own plans with the task that measures it, unless it is there already."""
+    if repository.by_spec(session, job_id, content_sha256(label.spec)) is not None:
+        return
+    plan = _insert(session, job_id, draft, label)
+    if plan.choices:
+        _verify(session, plan)
+
+
+def _insert(session: Session, job_id: str, draft: Draft, label: _Label) -> Plan:
+    plan = Plan(
+        id=new_id("pln"),
+        job_id=job_id,
+        role=label.role,
+        ordinal=label.ordinal,
+        name=label.name,
+        spec=label.spec,
+        spec_sha256=content_sha256(label.spec),
+        budget=label.spec.get("budget"),
+        budget_bits=draft.budget_bits,
+        status=draft.status,
+        objective=draft.objective,
+        lower_bound=draft.lower_bound,
+        relative_gap=draft.relative_gap,
+        size_bits=draft.size_bits,
+        file_size_bits=draft.file_size_bits,
+        choices=draft.choices,
+        predicted=draft.predicted,
+        solver=draft.solver,
+    )
+    session.add(plan)
+    session.flush()
+    return plan
+
+
+def _verify(session: Session, plan: Plan) -> None:
+    """Have a worker measure the plan, unless one is already asked to."""
+    waiting = (TaskState.PENDING, TaskState.RUNNING)
+    if any(task.state in waiting for task in repository.tasks(session, plan.id)):
+        return
+    session.add(
+        Task(
+            id=new_id("tsk"),
+            kind=TaskKind.VERIFY,
+            job_id=plan.job_id,
+            plan_id=plan.id,
+            ordinal=plan.ordinal,
+            state=TaskState.PENDING,
+        )
+    )
+
+
+def _best_baseline(plan: Plan, uniform: Sequence[Plan], metric: str) -> Plan | None:
+    """The uniform plan of least measured cost that keeps to budget and pins, if it beats the plan."""
+    own = measured_cost(plan, metric)
+    if own is None:
+        return None
+    best, least = None, own
+    for candidate in uniform:
+        cost = measured_cost(candidate, metric)
+        if cost is not None and cost < least and _fits(candidate, plan):
+            best, least = candidate, cost
+    return best
+
+
+def _fits(uniform: Plan, plan: Plan) -> bool:
+    """Whether a uniform plan keeps to another plan's budget and pins."""
+    whole_file = plan.spec.get("budget_counts") == BudgetCounts.FILE
+    size = uniform.file_size_bits if whole_file else uniform.size_bits
+    if size is None or plan.budget_bits is None or size > plan.budget_bits:
+        return False
+    return all(uniform.choices[unit]["bits"] == bits for unit, bits in plan.spec["pins"].items())
+
+
+def _take_over(plan: Plan, better: Plan) -> None:
+    found = {"objective": plan.objective, "size_bits": plan.size_bits, "measured": plan.measured}
+    plan.solver = plan.solver | {"origin": "uniform", "search": found}
+    plan.choices = better.choices
+    plan.objective = better.objective
+    plan.predicted = better.predicted
+    plan.measured = better.measured
+    plan.size_bits = better.size_bits
+    plan.file_size_bits = better.file_size_bits
+    plan.status = SolveStatus.FEASIBLE.value
+    plan.relative_gap = planner.gap(plan.objective, plan.lower_bound)
+
+
+def measured_cost(plan: Plan, metric: str) -> float | None:
+    """Measured cost of the jointly quantized model: on the evaluation data when there is any."""
+    values = (plan.measured or {}).get("values", {}).get(metric, {})
+    evaluation, calibration = values.get("evaluation"), values.get("calibration")
+    cost: float | None = calibration if evaluation is None else evaluation
+    return cost

@@ -1,0 +1,178 @@
+"""The certificate of a plan, in words: the same ones on the page, in the report and in the terminal.
+
+Standard library only, so that the command line can say them without a plotting library.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.report import quantities
+
+CLOSE_ENOUGH = 1e-9
+"""A relative gap up to this is shown as none: it is float rounding."""
+
+_WHY_OPTIMAL = {
+    "lagrangian": "The lower bound meets the plan's cost, and one pass over the measured table repeats the proof.",
+    "search": "An exhaustive search of everything the bound left open found no better plan.",
+    "solver": "{backend} closed the gap within its tolerances; the plan was re-checked in whole numbers.",
+    "minimum": "The budget leaves one plan only: the smallest candidate of every unit.",
+    "none": "The solver gives no bound of its own for this problem.",
+}
+_WHY_BOUND = {
+    "lagrangian": "The lower bound is a Lagrangian one, which one pass over the measured table repeats.",
+    "search": "The lower bound comes from an exhaustive search that was cut short.",
+    "solver": "The lower bound is that of {backend}, within its tolerances.",
+    "minimum": "The lower bound is the smallest candidate of every unit.",
+    "none": "There is no lower bound, so nothing is claimed about better plans.",
+}
+_STOPPED = {
+    "time_limit": "time limit",
+    "gap": "the requested gap was reached",
+    "node_limit": "search limit",
+    "heuristic": "heuristic",
+}
+
+
+_HEADLINES = {
+    "optimal": "Proven optimal",
+    "infeasible": "No plan fits: proven infeasible",
+    "no_solution": "No plan found",
+    "error": "No plan found",
+}
+_WHY_NONE = {
+    "no_solution": ("Neither a plan nor a proof that there is none was found in the time given.",),
+    "error": ("{backend} failed, so nothing is claimed.",),
+    "None": ("The plan has not been solved.",),
+}
+
+
+def certificate_headline(plan: Mapping[str, Any]) -> str:
+    """The certificate in a few words: ``Proven optimal``, ``Within 0.3 % of the optimum, time limit``.
+
+    Args:
+        plan: A plan as it stands in a result document.
+    """
+    if plan.get("role") == "uniform":
+        return "Baseline: the same candidate in every unit"
+    if plan.get("origin") == "uniform":
+        return "Uniform plan handed over: it measured better"
+    status = str(plan.get("status"))
+    return _headline_feasible(plan) if status == "feasible" else _HEADLINES.get(status, "No certificate yet")
+
+
+def certificate_words(plan: Mapping[str, Any]) -> str:
+    """What is proven about a plan, by what kind of proof, and why the plan was handed over.
+
+    Args:
+        plan: A plan as it stands in a result document: ``status``, ``objective``, ``lower_bound``, ``relative_gap``,
+            ``origin``, ``solver`` (``proof``, ``backend``, ``multiplier``, ``search``), ``predicted``, ``measured``.
+
+    Returns:
+        One to four sentences, beginning with `certificate_headline`.
+    """
+    return " ".join([certificate_headline(plan) + ".", *_reasons(plan)])
+
+
+def _reasons(plan: Mapping[str, Any]) -> list[str]:
+    """The sentences after the headline."""
+    if plan.get("role") == "uniform":
+        return []
+    if plan.get("origin") == "uniform":
+        return _handed_over(plan)
+    status = plan.get("status")
+    if status == "optimal":
+        return [_why(_WHY_OPTIMAL, plan), *_within_requested_gap(plan)]
+    if status == "feasible":
+        return [_why(_WHY_BOUND, plan)]
+    if status == "infeasible":
+        return _infeasible(plan)
+    return [text.format(backend=_backend(plan)) for text in _WHY_NONE.get(str(status), ())]
+
+
+def certificate_level(plan: Mapping[str, Any]) -> str:
+    """How strong the claim is, for a colour or a symbol: ``proven``, ``bounded``, ``heuristic``, ``none``."""
+    if plan.get("role") == "uniform" or plan.get("status") not in ("optimal", "feasible"):
+        return "none"
+    if plan.get("status") == "optimal" and plan.get("origin") != "uniform":
+        return "proven"
+    return "heuristic" if plan.get("lower_bound") is None else "bounded"
+
+
+def gap_words(plan: Mapping[str, Any]) -> str:
+    """The relative gap in percent: ``0.3 %``; ``0 %`` within float rounding; a dash without a bound."""
+    gap = plan.get("relative_gap")
+    return quantities.percent(0.0 if gap is not None and gap <= CLOSE_ENOUGH else gap)
+
+
+def _headline_feasible(plan: Mapping[str, Any]) -> str:
+    stopped = _STOPPED.get(str((plan.get("solver") or {}).get("stopped")), "")
+    tail = f", {stopped}" if stopped else ""
+    gap = plan.get("relative_gap")
+    if gap is None:
+        return "A plan within the budget, without a bound" + tail
+    if gap > 1:
+        # (objective - bound) / max(|objective|, |bound|) above 1: the two have opposite signs.
+        return "Within a very wide gap of the optimum" + tail
+    return f"Within {gap_words(plan)} of the optimum{tail or ', not proven optimal'}"
+
+
+def _why(table: Mapping[str, str], plan: Mapping[str, Any]) -> str:
+    proof = str((plan.get("solver") or {}).get("proof", "none"))
+    return table.get(proof, table["none"]).format(backend=_backend(plan))
+
+
+def _backend(plan: Mapping[str, Any]) -> str:
+    solver = plan.get("solver") or {}
+    return " ".join(
+        str(part) for part in (solver.get("backend") or "The solver", solver.get("version")) if part
+    )
+
+
+def _within_requested_gap(plan: Mapping[str, Any]) -> list[str]:
+    gap = plan.get("relative_gap")
+    if not gap or gap <= CLOSE_ENOUGH:
+        return []
+    return [f"The remaining gap of {gap_words(plan)} is within the gap that was asked for."]
+
+
+def _handed_over(plan: Mapping[str, Any]) -> list[str]:
+    """Why a uniform plan took the place of what the search gave, with both measured costs, and what is still proven."""
+    sentences = []
+    search = (plan.get("solver") or {}).get("search") or {}
+    metric = next(iter(plan.get("predicted") or {}), None)
+    if metric is not None:
+        ours, theirs = (measured_cost(p.get("measured"), metric) for p in (plan, search))
+        if ours is not None and theirs is not None:
+            sentences.append(
+                f"It measured {quantities.metric_value(ours, metric)} of {quantities.measure(metric).title}, the plan"
+                f" found by the search {quantities.metric_value(theirs, metric)}."
+            )
+    if plan.get("relative_gap") is not None:
+        sentences.append(f"Its predicted cost is within {gap_words(plan)} of the best predicted one.")
+    return sentences
+
+
+def _infeasible(plan: Mapping[str, Any]) -> list[str]:
+    solver = plan.get("solver") or {}
+    smallest = solver.get("minimum_bits")
+    sentences = []
+    if smallest is not None:
+        sentences.append(f"The smallest plan these pins and ties allow takes {quantities.size(smallest)}.")
+    if solver.get("conflict"):
+        sentences.append(f"These cannot hold together: {', '.join(map(str, solver['conflict']))}.")
+    return sentences
+
+
+def measured_cost(measured: Mapping[str, Any] | None, metric: str) -> float | None:
+    """The cost that decides between plans: on the evaluation data where there are any, else on the calibration data.
+
+    Args:
+        measured: Metric -> {calibration, evaluation}, also under ``values``, as a plan is stored.
+        metric: Which one.
+    """
+    values = measured or {}
+    value = values.get("values", values).get(metric)
+    if isinstance(value, Mapping):
+        chosen = value.get("evaluation")
+        value = value.get("calibration") if chosen is None else chosen
+    return float(value) if isinstance(value, int | float) else None

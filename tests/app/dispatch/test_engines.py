@@ -1,0 +1,171 @@
+"""One contract, every engine: what the dispatcher may rely on."""
+
+import os
+import signal
+import uuid
+
+import engine_tasks
+import psutil
+import pytest
+
+from app.dispatch.engine import Phase, engine_key
+from app.dispatch.local_engine import LocalEngine
+from app.errors import EngineUnavailable
+
+from .conftest import dask_engine, wait_until
+
+
+class Bench:
+    """An engine with two workers, and a folder through which tasks and tests talk."""
+
+    def __init__(self, engine, folder):
+        self.engine = engine
+        self.folder = folder
+        self.salt = uuid.uuid4().hex  # the engine is shared, and a key is never used twice
+
+    def submit(self, task_id, attempt=0):
+        key = engine_key(f"{task_id}-{self.salt}", attempt)
+        self.engine.submit(key, task_id=task_id, attempt=attempt, priority=0)
+        return key
+
+    def pids(self, task_id, attempt=0):
+        file = self.folder / f"{task_id}-{attempt}.started"
+        return [int(text) for text in file.read_text().split()] if file.exists() else []
+
+    def running(self, task_id, attempt=0):
+        return wait_until(lambda: self.pids(task_id, attempt))[-1]
+
+    def go_on(self, task_id, attempt=0):
+        (self.folder / f"{task_id}-{attempt}.go").touch()
+
+    def finished(self, task_id, attempt=0):
+        return (self.folder / f"{task_id}-{attempt}.finished").exists()
+
+    def ends_as(self, key):
+        def ended():
+            report = self.engine.status(key)
+            return None if report.phase is Phase.RUNNING else report
+
+        return wait_until(ended)
+
+
+@pytest.fixture(params=["local", "dask"])
+def bench(request, tmp_path):
+    folder = tmp_path / "talk"
+    folder.mkdir()
+    values = {"folder": str(folder)}
+    if request.param == "local":
+        engine = LocalEngine(engine_tasks.run, values, processes=2)
+    else:
+        cluster = request.getfixturevalue("cluster")
+        cluster.heal(workers=2)
+        engine = dask_engine(cluster.settings, engine_tasks.run, values)
+    wait_until(lambda: engine.capacity() == 2)
+    yield Bench(engine, folder)
+    engine.close()
+
+
+def test_a_task_runs_once_and_is_reported_finished(bench):
+    key = bench.submit("wait-1")
+    bench.running("wait-1")
+    assert bench.engine.status(key).phase is Phase.RUNNING
+    bench.go_on("wait-1")
+    assert bench.ends_as(key).phase is Phase.FINISHED
+    assert len(bench.pids("wait-1")) == 1
+
+
+def test_an_error_is_reported_with_its_text_and_hits_nobody_else(bench):
+    other = bench.submit("wait-1")
+    report = bench.ends_as(bench.submit("raise-1"))
+    assert report.phase is Phase.ERROR
+    assert "ValueError: raise-1-0 went wrong" in report.error
+    bench.go_on("wait-1")
+    assert bench.ends_as(other).phase is Phase.FINISHED
+
+
+def test_an_unknown_key_is_told_from_a_running_one(bench):
+    assert bench.engine.status("tsk_never/0").phase is Phase.UNKNOWN
+
+
+def test_idle_workers_are_used(bench):
+    for i in range(2):
+        bench.submit(f"wait-{i}")
+    assert bench.running("wait-0") != bench.running("wait-1")
+    for i in range(2):
+        bench.go_on(f"wait-{i}")
+
+
+def test_a_killed_worker_is_noticed_and_replaced_or_survived(bench):
+    """Its task is lost, or (Dask) runs again elsewhere; the other worker's task goes on."""
+    key, other = bench.submit("wait-1"), bench.submit("wait-2")
+    bench.running("wait-2")
+    os.kill(bench.running("wait-1"), signal.SIGKILL)
+    bench.go_on("wait-2")
+    assert bench.ends_as(other).phase is Phase.FINISHED
+    bench.go_on("wait-1")
+    phase = bench.ends_as(key).phase
+    assert phase in (Phase.LOST, Phase.FINISHED)
+    assert bench.finished("wait-1") is (phase is Phase.FINISHED)
+    assert bench.ends_as(bench.submit("task-3")).phase is Phase.FINISHED
+
+
+def test_cancel_kills_the_process_of_that_task_alone(bench):
+    key, other = bench.submit("wait-1"), bench.submit("wait-2")
+    pid = bench.running("wait-1")
+    bench.running("wait-2")
+    bench.engine.cancel(key)
+    wait_until(lambda: not alive(pid))
+    bench.engine.cancel("tsk_never/0")
+    bench.go_on("wait-2")
+    assert bench.ends_as(other).phase is Phase.FINISHED
+    bench.go_on("wait-1")
+
+
+def test_cancel_does_not_hit_what_came_after(bench):
+    key = bench.submit("task-1")
+    assert bench.ends_as(key).phase is Phase.FINISHED
+    others = [bench.submit(f"wait-{i}") for i in range(2)]
+    for i in range(2):
+        bench.running(f"wait-{i}")
+    bench.engine.cancel(key)
+    for i in range(2):
+        bench.go_on(f"wait-{i}")
+    assert [bench.ends_as(k).phase for k in others] == [Phase.FINISHED] * 2
+    assert len(bench.pids("wait-0")) == 1
+
+
+def alive(pid):
+    """A zombie is dead."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_local_engine_replaces_what_dies_and_says_so_when_it_cannot(tmp_path):
+    engine = LocalEngine(engine_tasks.run, {"folder": str(tmp_path)}, processes=1)
+    try:
+        for attempt in range(3):
+            key = engine_key("die", attempt)
+            engine.submit(key, task_id="die", attempt=attempt, priority=0)
+            wait_until(lambda key=key: engine.status(key).phase is Phase.LOST)
+        engine.submit("ok/0", task_id="ok", attempt=0, priority=0)
+        wait_until(lambda: engine.status("ok/0").phase is Phase.FINISHED)
+    finally:
+        engine.close()
+    assert engine.capacity() == 0
+    with pytest.raises(EngineUnavailable):
+        engine.submit("late/0", task_id="late", attempt=0, priority=0)
+
+
+def test_a_local_engine_whose_processes_never_come_up_fails_its_tasks(tmp_path):
+    engine = LocalEngine(engine_tasks.NoSuchThing(), {"folder": str(tmp_path)}, processes=1)
+    try:
+        engine.submit("a/0", task_id="a", attempt=0, priority=0)
+        wait_until(lambda: engine.status("a/0").phase is Phase.ERROR)
+        assert "before they are up" in engine.status("a/0").error
+        assert engine.capacity() == 1
+        engine.submit("b/0", task_id="b", attempt=0, priority=0)
+        assert engine.status("b/0").phase is Phase.ERROR
+    finally:
+        engine.close()

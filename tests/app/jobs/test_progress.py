@@ -1,0 +1,141 @@
+"""Progress and time left: from finished work, not from counts."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app.jobs.progress import measuring, progress_of, progress_of_all, verifying
+from app.jobs.repository import EntryCounts, PlanCounts
+from app.models import Job, JobState, Stage, utc_now
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def job(state=JobState.RUNNING, stage=Stage.MEASURE, **times):
+    return Job(state=state, stage=stage, **{"started_at": NOW - timedelta(seconds=60)} | times)
+
+
+def counts(done=3, total=10, done_work=30.0, total_work=90.0, fresh_work=30.0):
+    return EntryCounts(
+        done=done, total=total, done_work=done_work, total_work=total_work, fresh_work=fresh_work
+    )
+
+
+def test_time_left_follows_from_work_not_from_the_number_of_entries():
+    # A third of the work in 60 s, although it is less than a third of the entries.
+    progress = measuring(job(), counts(), NOW)
+    assert progress.fraction == pytest.approx(1 / 3)
+    assert progress.eta_seconds == pytest.approx(120)
+    assert progress.elapsed_seconds == 60
+    assert (progress.stage, progress.done, progress.total, progress.unit) == (Stage.MEASURE, 3, 10, "entries")
+
+
+def test_what_was_measured_before_the_job_says_nothing_about_its_speed():
+    # 60 of 90 are done, but only 10 of them since the job began 60 s ago: the other 30 take 180 s.
+    progress = measuring(job(), counts(done=6, done_work=60.0, fresh_work=10.0), NOW)
+    assert progress.fraction == pytest.approx(2 / 3)
+    assert progress.eta_seconds == pytest.approx(180)
+
+
+def test_nothing_is_known_before_the_first_entry():
+    assert measuring(job(), counts(done=6, done_work=60.0, fresh_work=0.0), NOW).eta_seconds is None
+
+
+def test_a_queued_job_has_no_time_left_to_tell():
+    progress = measuring(job(JobState.QUEUED, None, started_at=None), counts(fresh_work=0.0), NOW)
+    assert (progress.eta_seconds, progress.elapsed_seconds, progress.stage) == (None, 0.0, Stage.MEASURE)
+
+
+def test_everything_measured_leaves_no_time_whatever_the_sums_round_to():
+    progress = measuring(
+        job(stage=Stage.SOLVE), counts(done=10, done_work=89.99999999999999, fresh_work=89.9), NOW
+    )
+    assert (progress.fraction, progress.eta_seconds, progress.stage) == (1.0, 0.0, Stage.SOLVE)
+
+
+def test_a_job_that_ended_while_it_was_verified_has_no_time_left():
+    ended = job(JobState.CANCELLED, Stage.VERIFY, solved_at=NOW - timedelta(seconds=30), finished_at=NOW)
+    progress = verifying(ended, PlanCounts(done=2, total=8), NOW)
+    assert (progress.eta_seconds, progress.stage, progress.done) == (None, None, 2)
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
+def test_a_job_that_ended_early_tells_how_far_it_came(state):
+    progress = measuring(job(state, stage=None, finished_at=NOW - timedelta(seconds=20)), counts(), NOW)
+    assert (progress.stage, progress.eta_seconds) == (None, None)
+    assert progress.done == 3
+    assert progress.elapsed_seconds == 40
+
+
+def test_verification_counts_plans():
+    solved = NOW - timedelta(seconds=30)
+    progress = verifying(job(stage=Stage.VERIFY, solved_at=solved), PlanCounts(done=2, total=8), NOW)
+    assert (progress.done, progress.total, progress.unit, progress.fraction) == (2, 8, "plans", 0.25)
+    assert progress.eta_seconds == pytest.approx(90)
+
+
+def test_verification_knows_nothing_before_the_first_plan():
+    assert (
+        verifying(job(stage=Stage.VERIFY, solved_at=NOW), PlanCounts(done=0, total=8), NOW).eta_seconds
+        is None
+    )
+
+
+def test_a_finished_job_is_done():
+    progress = verifying(job(JobState.DONE, Stage.VERIFY, finished_at=NOW), PlanCounts(done=8, total=8), NOW)
+    assert (progress.stage, progress.fraction, progress.eta_seconds) == (None, 1.0, 0.0)
+
+
+def test_rows_give_work_done_before_and_since_the_job_began(world):
+    model, dataset = world.model(), world.dataset()
+    before = world.job(model=model.id, dataset=dataset.id)
+    world.measure(before, 6, at=utc_now() - timedelta(hours=1))
+    started = utc_now() - timedelta(seconds=10)
+    job_ = world.job(model=model.id, dataset=dataset.id)
+    world.start(job_, at=started)
+    world.measure(job_, 6)
+
+    with world.database.read() as session:
+        row = session.get_one(Job, job_.id)
+        progress = progress_of(session, row, started + timedelta(seconds=20))
+
+    from sqlalchemy import select
+
+    from app.models import JobEntry
+
+    with world.database.read() as session:
+        query = select(JobEntry.work).where(JobEntry.job_id == job_.id).order_by(JobEntry.ordinal)
+        work = session.scalars(query).all()
+    assert progress.done == 12
+    assert progress.fraction == pytest.approx(sum(work[:12]) / sum(work))
+    assert progress.eta_seconds == pytest.approx(20 * sum(work[12:]) / sum(work[6:12]))
+
+
+def test_plans_asked_for_later_do_not_count(world):
+    from app.plans.service import PlanChange, create_plan
+
+    job_ = world.done_job()
+    create_plan(world.database, job_.id, PlanChange(budget="5 bits", measure=True))
+    with world.database.read() as session:
+        progress = progress_of(session, session.get_one(Job, job_.id))
+    assert (progress.done, progress.total, progress.fraction) == (7, 7, 1.0)
+
+
+def test_a_list_asks_as_often_for_many_jobs_as_for_one(world):
+    from sqlalchemy import event
+
+    jobs = [world.job() for _ in range(3)]
+    done = world.done_job()
+    statements = []
+
+    @event.listens_for(world.database.engine, "before_cursor_execute")
+    def count(_connection, _cursor, statement, *_):
+        statements.append(statement)
+
+    with world.database.read() as session:
+        rows = [session.get_one(Job, j.id) for j in [*jobs, done]]
+        statements.clear()
+        progress = progress_of_all(session, rows)
+    assert len(statements) == 2
+    assert [progress[j.id].total for j in jobs] == [24] * 3
+    assert (progress[done.id].unit, progress[done.id].done) == ("plans", 7)

@@ -1,0 +1,165 @@
+"""The certificate says what is proven, by what, and no more."""
+
+import subprocess
+import sys
+
+import pytest
+
+from app.report.quantities import NOTHING
+from app.report.words import (
+    certificate_headline,
+    certificate_level,
+    certificate_words,
+    gap_words,
+    measured_cost,
+)
+from solver.solution import Proof, SolveStatus
+
+SPACE = "\u2009"
+
+
+def plan(**changes):
+    base = {
+        "role": "requested",
+        "status": "optimal",
+        "objective": 0.01,
+        "lower_bound": 0.01,
+        "relative_gap": 0.0,
+        "origin": "search",
+        "solver": {"backend": "exact", "version": "1", "proof": "search"},
+        "predicted": {"kl": 0.01},
+        "measured": {"kl": {"calibration": 0.02, "evaluation": 0.03}},
+    }
+    return base | changes
+
+
+def solved_by(proof, **more):
+    return {"backend": "pulp-highs", "version": "1.9", "proof": proof, **more}
+
+
+@pytest.mark.parametrize(
+    ("proof", "because"),
+    [
+        ("lagrangian", "one pass over the measured table repeats the proof"),
+        ("search", "exhaustive search"),
+        ("solver", "pulp-highs 1.9 closed the gap"),
+        ("minimum", "leaves one plan only"),
+    ],
+)
+def test_optimal_plans_name_the_kind_of_proof(proof, because):
+    words = certificate_words(plan(solver=solved_by(proof)))
+    assert words.startswith("Proven optimal. ")
+    assert because in words
+
+
+def test_every_proof_and_status_of_the_solver_has_words():
+    texts = {p: certificate_words(plan(solver=solved_by(p.value))) for p in Proof}
+    assert len(set(texts.values())) == len(Proof)
+    heads = {s: certificate_headline(plan(status=s.value)) for s in SolveStatus}
+    assert "No certificate yet" not in heads.values()
+    assert len(set(heads.values())) == len(SolveStatus) - 1  # no_solution and error: both "No plan found"
+    for status in SolveStatus:
+        for proof in Proof:
+            words = certificate_words(plan(status=status.value, solver=solved_by(proof.value)))
+            assert words.endswith(".")
+            assert "{" not in words
+
+
+def test_feasible_plans_tell_the_gap_and_what_stopped_the_search():
+    words = certificate_words(
+        plan(status="feasible", relative_gap=0.003, solver=solved_by("solver", stopped="time_limit"))
+    )
+    assert words.startswith(f"Within 0.30{SPACE}% of the optimum, time limit. ")
+    assert "lower bound is that of pulp-highs 1.9" in words
+    assert "Proven" not in words
+
+
+def test_feasible_plans_without_a_known_cause_are_not_called_proven():
+    assert certificate_headline(plan(status="feasible", relative_gap=0.02)).endswith("not proven optimal")
+
+
+def test_feasible_plans_without_a_bound_claim_nothing():
+    words = certificate_words(
+        plan(status="feasible", lower_bound=None, relative_gap=None, solver=solved_by("none"))
+    )
+    assert words.startswith("A plan within the budget, without a bound.")
+    assert "nothing is claimed" in words
+
+
+def test_gaps_across_zero_are_not_told_as_a_percentage():
+    assert "%" not in certificate_headline(plan(status="feasible", relative_gap=1.7))
+
+
+def test_an_optimal_plan_within_a_requested_gap_says_so():
+    words = certificate_words(plan(relative_gap=1e-4))
+    assert f"remaining gap of 0.010{SPACE}%" in words
+    assert "remaining" not in certificate_words(plan(relative_gap=1e-12))
+
+
+def test_a_uniform_plan_handed_over_tells_both_measured_costs():
+    search = {
+        "objective": 0.01,
+        "size_bits": 12,
+        "measured": {"values": {"kl": {"calibration": 0.1, "evaluation": 0.05}}},
+    }
+    words = certificate_words(
+        plan(
+            origin="uniform", status="feasible", relative_gap=0.25, solver=solved_by("search", search=search)
+        )
+    )
+    assert words.startswith("Uniform plan handed over: it measured better. ")
+    assert f"It measured 0.0300{SPACE}nats" in words
+    assert f"found by the search 0.0500{SPACE}nats" in words
+    assert f"within 25{SPACE}% of the best predicted" in words
+
+
+def test_infeasible_budgets_tell_the_smallest_plan_and_the_conflict():
+    solver = solved_by("minimum", minimum_bits=8_000_000, conflict=["pin of fc at 8 bits", "size"])
+    words = certificate_words(plan(status="infeasible", objective=None, solver=solver))
+    assert words.startswith("No plan fits: proven infeasible.")
+    assert f"1.00{SPACE}MB" in words
+    assert "pin of fc at 8 bits, size" in words
+
+
+def test_baselines_claim_nothing():
+    words = certificate_words(plan(role="uniform", origin="uniform", status="feasible"))
+    assert words == "Baseline: the same candidate in every unit."
+
+
+def test_a_plan_without_anything_yet():
+    assert certificate_words({}) == "No certificate yet. The plan has not been solved."
+
+
+@pytest.mark.parametrize(
+    ("changes", "level"),
+    [
+        ({}, "proven"),
+        ({"status": "feasible", "relative_gap": 0.1}, "bounded"),
+        ({"status": "feasible", "lower_bound": None}, "heuristic"),
+        ({"origin": "uniform", "status": "feasible"}, "bounded"),
+        ({"origin": "uniform"}, "bounded"),  # whatever the status says: what was proven was another plan
+        ({"role": "uniform"}, "none"),
+        ({"status": "infeasible"}, "none"),
+    ],
+)
+def test_level(changes, level):
+    assert certificate_level(plan(**changes)) == level
+
+
+def test_gap_within_rounding_is_none():
+    assert gap_words(plan(relative_gap=1e-15)) == f"0{SPACE}%"
+    assert gap_words(plan(relative_gap=None)) == NOTHING
+
+
+def test_measured_cost_prefers_the_evaluation_data():
+    assert measured_cost({"kl": {"calibration": 1.0, "evaluation": 2.0}}, "kl") == 2.0
+    assert measured_cost({"kl": {"calibration": 1.0, "evaluation": None}}, "kl") == 1.0
+    assert measured_cost({"kl": {"calibration": 1.0, "evaluation": 0.0}}, "kl") == 0.0
+    assert measured_cost({}, "kl") is None
+    assert measured_cost(None, "kl") is None
+
+
+def test_words_need_no_plotting_library():
+    code = "import sys; import app.report.words, app.report.quantities; print([m for m in ('plotly', 'jinja2', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,97 @@
+"""The demo's network and photos, and what demo and benchmark say of a result."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    return load("examples", "efficientnet_lite0")
+
+
+def load(folder: str, name: str) -> ModuleType:
+    for path in (ROOT / "examples", ROOT / folder):
+        if str(path) not in sys.path:
+            sys.path.insert(0, str(path))
+    return importlib.import_module(name)
+
+
+def test_photos_ship_with_the_packages_and_are_disjoint(example: ModuleType) -> None:
+    calibration, evaluation = example.CALIBRATION_PHOTOS, example.EVALUATION_PHOTOS
+    assert not set(calibration) & set(evaluation)
+    # One scene from two sides: at most one of them may be used.
+    assert not {"skimage/motorcycle_left.png", "skimage/motorcycle_right.png"} <= {*calibration, *evaluation}
+    for name in (*calibration, *evaluation):
+        folder, file = name.split("/")
+        with Image.open(example.FOLDERS[folder] / file) as picture:
+            assert min(picture.size) >= example.SMALLEST_CROP
+
+
+def test_crops_are_the_networks_input_and_follow_the_seed(example: ModuleType) -> None:
+    photos = example.CALIBRATION_PHOTOS[:2]
+    crops = example.crops(photos, 5, seed=3)
+    assert crops.shape == (5, 3, 224, 224)
+    assert crops.dtype == np.float32
+    # (x - 127) / 128 of 8-bit values: multiples of 1/128 in [-127/128, 1].
+    assert np.array_equal(crops * 128, np.rint(crops * 128))
+    assert -127 / 128 <= crops.min() < -0.5
+    assert 0.5 < crops.max() <= 1
+    assert np.array_equal(crops, example.crops(photos, 5, seed=3))
+    assert not np.array_equal(crops, example.crops(photos, 5, seed=4))
+
+
+def plan(bits: float, kl: float, agreement: float, **members: object) -> dict[str, object]:
+    return {
+        "average_bits": bits,
+        "status": "optimal",
+        "origin": "search",
+        "predicted": {"kl": kl / 2},
+        "measured": {
+            "kl": {"calibration": kl / 3, "evaluation": kl},
+            "top1_agreement": {"calibration": 1.0, "evaluation": agreement},
+        },
+        "measured_standard_error": {
+            "kl": {"calibration": 0.0, "evaluation": kl / 10},
+            "top1_agreement": {"calibration": 0.0, "evaluation": 0.0},
+        },
+        **members,
+    }
+
+
+def test_the_demo_compares_with_the_uniform_plan_of_the_same_average() -> None:
+    demo = load("examples", "demo")
+    baselines = [plan(3.0, 9.0, 0.1), plan(4.0, 2.0, 0.25), plan(5.0, 1.0, 0.5)]
+    said = " ".join(demo.gain({**plan(3.99, 0.5, 0.75), "baselines": baselines}).split())
+    assert "0.500 instead of 2.00 nats (4\u00d7 less)" in said
+    assert "75 % instead of 25 %" in said
+
+
+def test_the_benchmark_reads_evaluation_numbers_of_the_right_uniform_plan() -> None:
+    benchmark = load("benchmarks", "plan_quality")
+    document = {
+        "model": {"units": 50},
+        "calibration": {"samples": 64},
+        "evaluation": {"samples": 128},
+        "settings": {"samples": None},
+        "plans": [plan(bits - 0.001, bits / 10, 0.9) for bits in benchmark.BITS],
+        "baselines": [plan(float(bits), float(bits), 0.1) for bits in benchmark.CANDIDATES],
+    }
+    rows = benchmark.rows("channel-asymmetric", document)
+    assert [(row.bits, row.kl, row.uniform_kl) for row in rows] == [(b, b / 10, b) for b in benchmark.BITS]
+    assert [(row.predicted_kl, row.agreement, row.uniform_agreement) for row in rows] == [
+        (b / 20, 0.9, 0.1) for b in benchmark.BITS
+    ]
+    table = benchmark.markdown(rows, document).replace("\u2009", " ")
+    assert (
+        "| `channel-asymmetric` | 4 | 0.400 ± 0.040 | 4.00 ± 0.40 | 10\u00d7 | 90 % | 10 % | optimal |"
+        in table
+    )
+    assert "64 calibration crops, 128 evaluation crops" in table

@@ -1,0 +1,272 @@
+"""Awkward models, exported and read back: the right units, and outputs equal to the eager model's."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from torch.nn.utils.parametrizations import weight_norm
+
+from workers.errors import ModelRefused
+from workers.graph.describe import describe
+from workers.graph.program import Program
+from workers.graph.units import find_units
+
+
+class TransposedLinear(nn.Module):
+    """GPT-2's: weight [in, out]."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 32))
+        self.bias = nn.Parameter(torch.zeros(32))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, 16), self.weight).view(*x.shape[:-1], 32)
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 16, 8))
+        self.router = nn.Linear(16, 4)
+
+    def forward(self, x):
+        each = torch.bmm(x[None].expand(4, -1, -1), self.w).transpose(0, 1)
+        return torch.einsum("be,beo->bo", self.router(x).softmax(-1), each)
+
+
+class TiedTransposed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Embedding(50, 16)
+
+    def forward(self, i):
+        return self.e(i) @ self.e.weight.t()
+
+
+class FusedInSlices(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Parameter(torch.randn(48, 16))
+
+    def forward(self, x):
+        q, k, v = self.qkv.chunk(3, 0)
+        return linear(x, q) * linear(x, k) + linear(x, v)
+
+
+class CalledTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.l(self.l(x).relu())
+
+
+class TwoNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = weight_norm(nn.Linear(16, 16))
+
+    def forward(self, x):
+        return self.l(self.l(x))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.a(x, x, x, need_weights=False)[0]
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+
+    def forward(self, x):
+        return self.a(x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.r = nn.LSTM(16, 16, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.r(x)[0])
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(16, 16, 3, padding="same", groups=16)
+        self.b = nn.ConvTranspose2d(16, 8, 2, 2)
+        self.c = nn.Conv2d(8, 4, 1)
+        self.d = nn.Conv1d(4, 4, 3)
+
+    def forward(self, x):
+        return self.d(self.c(self.b(self.a(x))).flatten(2))
+
+
+class Einsum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(16, 4, 8))
+
+    def forward(self, x):
+        return torch.einsum("btd,dhk->bthk", x, self.w)
+
+
+class Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(16, 16).to(torch.bfloat16)
+
+    def forward(self, x):
+        return self.l(x.bfloat16()).float()
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(16, 16))
+
+    def forward(self, x):
+        return linear(x, self.w * 0.25)
+
+
+class Modulated(nn.Module):
+    """A weight that depends on the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(16, 16))
+        self.m = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return (x[:, None] @ (self.w[None] * self.m(x)[:, None])).squeeze(1)
+
+
+FLAT, TOKENS = torch.randn(5, 16), torch.randn(5, 7, 16)
+IMAGES, INDICES = torch.randn(5, 16, 8, 8), torch.randint(0, 50, (5, 7))
+
+# module, input, units as (name, operator, output axis, input axis, MACs per sample, tied, derived), unsupported names
+CASES = {
+    "addmm": (TransposedLinear, TOKENS, [("weight", "addmm", 1, 0, 7 * 16 * 32, (), False)], []),
+    "experts": (
+        Experts,
+        FLAT,
+        [("w", "bmm", 2, 1, 4 * 16 * 8, (), False), ("router.weight", "linear", 0, 1, 64, (), False)],
+        [],
+    ),
+    "tied transposed": (
+        TiedTransposed,
+        INDICES,
+        [("e.weight", "embedding", 0, 1, 7 * 16 * 50, (), False)],
+        [],
+    ),
+    "fused in slices": (FusedInSlices, FLAT, [("qkv", "linear", 0, 1, 48 * 16, (), False)], []),
+    "called twice": (CalledTwice, FLAT, [("l.weight", "linear", 0, 1, 512, (), False)], []),
+    "two names": (TwoNames, FLAT, [("a.weight", "linear", 0, 1, 512, ("b.weight",), False)], []),
+    "weight norm": (Normed, FLAT, [("l.weight", "linear", 0, 1, 512, (), True)], []),
+    "attention": (
+        Attention,
+        TOKENS,
+        [
+            ("a.in_proj_weight", "linear", 0, 1, 7 * 48 * 16, (), False),
+            ("a.out_proj.weight", "linear", 0, 1, 7 * 16 * 16, (), False),
+        ],
+        [],
+    ),
+    "recurrent": (
+        Recurrent,
+        TOKENS,
+        [("head.weight", "linear", 0, 1, 7 * 48, (), False)],
+        ["r.weight_ih_l0", "r.weight_hh_l0"],
+    ),
+    "convolutions": (
+        Convolutions,
+        IMAGES,
+        [
+            ("a.weight", "conv2d", 0, 1, 64 * 16 * 9, (), False),
+            ("b.weight", "conv_transpose2d", 1, 0, 64 * 16 * 8 * 4, (), False),
+            ("c.weight", "conv2d", 0, 1, 256 * 4 * 8, (), False),
+            ("d.weight", "conv1d", 0, 1, 254 * 4 * 4 * 3, (), False),
+        ],
+        [],
+    ),
+    "einsum": (Einsum, TOKENS, [("w", "einsum", 2, 0, 7 * 16 * 32, (), False)], []),
+    "half": (Half, FLAT, [("l.weight", "linear", 0, 1, 256, (), False)], []),
+    "scaled": (Scaled, FLAT, [("w", "linear", 0, 1, 256, (), True)], []),
+    "modulated": (Modulated, FLAT, [("m.weight", "linear", 0, 1, 256, (), False)], ["w"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_units_and_outputs(case, graph_of):
+    torch.manual_seed(0)
+    make, inputs, units, unsupported = CASES[case]
+    module = make()
+    model = graph_of(module, (inputs,))
+    table = find_units(model)
+    found = [
+        (u.name, u.operator, u.output_channel_axis, u.group_axis, u.macs, u.tied, u.derived)
+        for u in (unit.info for unit in table.units)
+    ]
+    assert found == units
+    assert [weight.name for weight in table.unsupported] == unsupported
+    assert all(weight.reason for weight in table.unsupported)
+    _assert_equal_to_eager(model, module, inputs)
+
+
+def test_transformer_encoder(graph_of):
+    module = Encoder()
+    model = graph_of(module, (TOKENS,))
+    names = [unit.info.name for unit in find_units(model).units]
+    layer = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
+    assert names == [f"a.layers.{i}.{name}" for i in (0, 1) for name in layer]
+    _assert_equal_to_eager(model, module, TOKENS)
+
+
+def _assert_equal_to_eager(model, module, inputs):
+    program = Program(model)
+    for batch in (1, 3):
+        with torch.no_grad():
+            expected = module(inputs[:batch])
+        torch.testing.assert_close(program.run([inputs[:batch]])[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_static_batch_counts_one_sample(graph_of):
+    model = graph_of(nn.Linear(16, 4), (FLAT,), dynamic=False)
+    assert model.batch_size == 5
+    assert find_units(model).units[0].info.macs == 64
+
+
+def test_a_model_without_units_is_refused_with_the_reasons(graph_of):
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position = nn.Parameter(torch.randn(7, 16))
+            self.norm = nn.LayerNorm((7, 16))
+
+        def forward(self, x):
+            return self.norm(x + self.position)
+
+    with pytest.raises(ModelRefused, match="position: it is added") as caught:
+        describe(graph_of(Table(), (TOKENS,)))
+    assert caught.value.extra["rule"] == "no-units"
+    assert [entry["name"] for entry in caught.value.extra["unsupported"]] == ["position"]

@@ -1,0 +1,134 @@
+"""A plan applied by the service against the eager model with its weights replaced by hand."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from workers.contracts import Candidate, Metric, PlanRequest, Scheme
+from workers.errors import DatasetRefused, RequestRefused
+from workers.quant import fake_quantize
+from workers.sensitivity import session
+from workers.verify.plan import measure_plan
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose1d(4, 6, 3)
+        self.mix = nn.Linear(6, 6)
+        self.table = nn.Parameter(torch.randn(6, 5))
+
+    def forward(self, x):
+        return self.mix(self.up(x).relu().mean(-1)).relu() @ self.table
+
+
+AXES = {"up.weight": (1, 0), "mix.weight": (0, 1), "table": (1, 0)}
+CHOICES = {
+    "up.weight": Candidate(bits=3, scheme=Scheme.parse("channel-symmetric")),
+    "mix.weight": Candidate(bits=2, scheme=Scheme.parse("group:4-asymmetric")),
+    "table": Candidate(bits=4, scheme=Scheme.parse("channel-asymmetric")),
+}
+SAMPLES = 10
+
+
+@pytest.fixture
+def files(tmp_path):
+    session.forget()
+    torch.manual_seed(0)
+    module = Model().eval()
+    inputs = torch.randn(SAMPLES, 4, 7)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, (inputs[:2],), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    labels = torch.randint(0, 5, (SAMPLES,), generator=torch.Generator().manual_seed(1))
+    save_file({"x": inputs, "labels": labels}, tmp_path / "labelled.safetensors")
+    save_file({"x": inputs}, tmp_path / "data.safetensors")
+    yield module, inputs, labels, tmp_path
+    session.forget()
+
+
+def request(folder, data="labelled", **changes):
+    values = {
+        "model_path": str(folder / "model.pt2"),
+        "data_path": str(folder / f"{data}.safetensors"),
+        "choices": CHOICES,
+        "metrics": tuple(Metric),
+        "batch_size": 4,
+    }
+    return PlanRequest(**(values | changes))
+
+
+def replaced(module, choices):
+    quantized = copy.deepcopy(module)
+    for name, candidate in choices.items():
+        parameter = dict(quantized.named_parameters())[name]
+        output, group = AXES[name]
+        with torch.no_grad():
+            parameter.copy_(
+                fake_quantize(
+                    parameter.detach(), candidate, output_channel_axis=output, group_axis=group, name=name
+                )
+            )
+    return quantized
+
+
+@pytest.mark.parametrize("names", [tuple(CHOICES), ("mix.weight",), ()])
+def test_measured_is_what_the_eager_model_gives(files, names):
+    module, inputs, labels, folder = files
+    choices = {name: CHOICES[name] for name in names}
+    measured = measure_plan(request(folder, choices=choices))
+    with torch.no_grad():
+        reference, output = module(inputs).double(), replaced(module, choices)(inputs).double()
+    p, q = reference.log_softmax(-1), output.log_softmax(-1)
+    loss = nn.functional.cross_entropy
+    expected = {
+        "kl": (p.exp() * (p - q)).sum(-1),
+        "mse": (output - reference).square().mean(-1) / reference.var(correction=0),
+        "loss": loss(output, labels, reduction="none") - loss(reference, labels, reduction="none"),
+        "top1_agreement": (output.argmax(-1) == reference.argmax(-1)).double(),
+        "top1_accuracy": (output.argmax(-1) == labels).double(),
+        "float_top1_accuracy": (reference.argmax(-1) == labels).double(),
+    }
+    assert measured.keys() == expected.keys()
+    for name, values in expected.items():
+        assert measured[name].samples == SAMPLES
+        assert measured[name].mean == pytest.approx(float(values.mean()), rel=1e-4, abs=1e-9), name
+        error = float(values.std()) / SAMPLES**0.5
+        assert measured[name].standard_error == pytest.approx(error, rel=1e-4, abs=1e-9), name
+    if names:
+        assert measured["kl"].mean > 1e-4
+    else:
+        assert measured["kl"].mean == 0.0
+        assert measured["top1_agreement"].mean == 1.0
+
+
+def test_without_labels_there_is_no_accuracy(files):
+    measured = measure_plan(request(files[3], "data", metrics=(Metric.KL,)))
+    assert measured.keys() == {"kl", "top1_agreement"}
+
+
+def test_a_subset_of_the_data(files):
+    measured = measure_plan(request(files[3], samples=4, metrics=(Metric.KL,)))
+    assert measured["kl"].samples == 4
+    parts = [
+        measure_plan(request(files[3], indices=part, metrics=(Metric.KL,)))["kl"].mean
+        for part in (tuple(range(5)), tuple(range(5, 10)), None)
+    ]
+    assert sum(parts[:2]) / 2 == pytest.approx(parts[2])
+
+
+def test_bad_requests(files):
+    folder = files[3]
+    with pytest.raises(RequestRefused, match="needs labels"):
+        measure_plan(request(folder, "data"))
+    with pytest.raises(RequestRefused, match="no unit 'other'"):
+        measure_plan(request(folder, choices={"other": CHOICES["table"]}))
+    save_file({"x": files[1], "labels": torch.full((SAMPLES,), 7)}, folder / "wrong.safetensors")
+    with pytest.raises(DatasetRefused, match="7"):
+        measure_plan(request(folder, "wrong"))

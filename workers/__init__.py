@@ -1,0 +1,1 @@
+"""Computation on models: reading, quantizing, measuring and verifying. Knows torch; never HTTP, SQL or Dask."""

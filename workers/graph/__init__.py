@@ -1,0 +1,1 @@
+"""Models as graphs: execution, units of choice, derived weights."""

@@ -1,0 +1,164 @@
+"""The units of a model: which weights get a choice, and how a choice is put into the graph.
+
+A *site* is an operator with a weight operand. Following the operand back through operators that only move
+elements ends at its root, which is one of
+
+* a parameter: the unit is the parameter, under its qualified name. A choice replaces the parameter wherever the graph
+  reads it, so transposed views, fused parameters used in slices, modules called twice and several names of
+  one storage need nothing special: each is one unit. Where uses disagree about the output-channel axis, the
+  first use decides.
+* a constant computed from parameters (weight norm, scaling, masking): the computed tensor is what a runtime
+  stores, so it is the unit (``derived``). If it is computed from another unit, it follows that unit instead.
+* a buffer, or a value that depends on the input: not a weight; the former is listed as unsupported.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+from torch.fx import Node
+
+from workers.contracts import UnitInfo, UnsupportedWeight
+from workers.errors import RequestRefused
+from workers.graph.dataflow import Dataflow, depends_on, one_sample
+from workers.graph.leftovers import unsupported_buffers, unsupported_parameters
+from workers.graph.model import GraphModel
+from workers.graph.roots import Root, RootFinder
+from workers.graph.sites import find_sites
+from workers.graph.storage import Alias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A unit and its places in the graph.
+
+    Args:
+        info: What the outside knows of it.
+        node: The constant node whose value is quantized.
+        aliases: All constant nodes that show this tensor, ``node`` first.
+        parameters: Parameters that need not be stored once the unit is quantized.
+        first_step: Index of the first live node that depends on it.
+    """
+
+    info: UnitInfo
+    node: Node
+    aliases: tuple[Alias, ...]
+    parameters: tuple[Node, ...]
+    first_step: int
+
+    def changes(self, weight: Tensor) -> dict[Node, Tensor]:
+        """The constants to override so that the model uses another weight.
+
+        Args:
+            weight: Of the unit's shape, on the program's device.
+
+        Returns:
+            For `Program.override`.
+        """
+        laid_out = self.aliases[0].lay_out(weight)
+        return {alias.node: alias.view(laid_out) for alias in self.aliases}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitTable:
+    """All units of a model in execution order, and the weights that stay in float."""
+
+    units: tuple[Unit, ...]
+    unsupported: tuple[UnsupportedWeight, ...]
+
+    def unit(self, name: str) -> Unit:
+        """The unit of that name; a tied name will do.
+
+        Raises:
+            RequestRefused: There is no such unit.
+        """
+        for unit in self.units:
+            if name == unit.info.name or name in unit.info.tied:
+                return unit
+        raise RequestRefused(
+            f"the model has no unit {name!r}", "unit", name, [unit.info.name for unit in self.units]
+        )
+
+
+def find_units(model: GraphModel) -> UnitTable:
+    """Find the units of a model without running it.
+
+    Raises:
+        ModelRefused: The graph writes to its inputs.
+    """
+    flow = Dataflow.of(model)
+    symbols = one_sample(model)
+    sites, unclear = find_sites(flow, symbols)
+    finder = RootFinder(flow, symbols)
+    finder.find(sites)
+    still_needed = _needed_besides(flow, finder.roots)
+    first_steps = {root.node: _first_step(flow, root.nodes) for root in finder.roots}
+    ordered = sorted(finder.roots, key=lambda root: (first_steps[root.node], root.names[0]))
+    names = _unique([root.names[0] for root in ordered])
+    units = tuple(
+        Unit(
+            info=_info(model, root, name),
+            node=root.node,
+            aliases=root.aliases,
+            parameters=tuple(source for source in root.sources if source not in still_needed),
+            first_step=first_steps[root.node],
+        )
+        for root, name in zip(ordered, names, strict=True)
+    )
+    handled = {source for root in finder.roots for source in root.sources}
+    return UnitTable(
+        units=units,
+        unsupported=(
+            *unsupported_parameters(flow, handled, unclear | finder.refused),
+            *unsupported_buffers(flow, sites),
+        ),
+    )
+
+
+def _info(model: GraphModel, root: Root, name: str) -> UnitInfo:
+    return UnitInfo(
+        name=name,
+        operator=root.sites[0].operator,
+        shape=root.shape,
+        weights=prod(root.shape),
+        output_channel_axis=root.output_axis,
+        group_axis=root.group_axis,
+        macs=sum(site.macs for site in root.sites) // (model.batch_size or 1),
+        tied=root.names[1:],
+        derived=root.derived,
+    )
+
+
+def _needed_besides(flow: Dataflow, roots: Iterable[Root]) -> set[Node]:
+    """Stored tensors that the graph reads in other ways than through units."""
+    units = {node for root in roots for node in root.nodes}
+    reached: set[Node] = set()
+    pending = [source for node in (*flow.live,) for source in node.all_input_nodes]
+    pending += [node for node in flow.outputs if isinstance(node, Node)]
+    while pending:
+        node = pending.pop()
+        if node not in reached and node not in units and not flow.is_live(node):
+            reached.add(node)
+            pending.extend(node.all_input_nodes)
+    return reached
+
+
+def _first_step(flow: Dataflow, nodes: list[Node]) -> int:
+    changed = {*nodes, *depends_on(flow.constants, nodes)}
+    return next(
+        (i for i, node in enumerate(flow.live) if any(source in changed for source in node.all_input_nodes)),
+        len(flow.live),
+    )
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, a number added to those that appeared before: two computed weights may come from one parameter."""
+    result: list[str] = []
+    for name in names:
+        number, unique = 1, name
+        while unique in result:
+            unique = f"{name}[{number}]"
+            number += 1
+        result.append(unique)
+    return result

@@ -1,0 +1,1 @@
+"""What each candidate costs in each unit, everything else float."""

@@ -1,0 +1,220 @@
+"""What a worker process keeps between shards: models, data, the float model's outputs, and the last prefixes.
+
+Shards of one job come to a worker one after the other and need the same things. Files are known by path, size
+and time of change. Everything is bounded: few models and data sets, one reference, one set of prefixes.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+from workers.contracts import MeasureRequest, Metric, PlanRequest
+from workers.errors import RequestRefused
+from workers.graph.allocator import keep_freed_memory
+from workers.graph.model import GraphModel
+from workers.graph.program import Program
+from workers.graph.units import UnitTable, find_units
+from workers.intake.dataset import Dataset, read_dataset
+from workers.intake.pt2 import read_model
+from workers.sensitivity.batches import Batches, Selection
+from workers.sensitivity.exact import Setup
+from workers.sensitivity.prefixes import Prefixes
+from workers.sensitivity.reference import Reference
+
+T = TypeVar("T")
+
+
+class RecentlyUsed(Generic[T]):
+    """A small cache that forgets what was not used for longest. Safe among threads; values are made one at a time.
+
+    Args:
+        capacity: Number of values kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of a key, made if it is not there; a failure to make it is not remembered."""
+        with self._lock:
+            if key not in self._values:
+                while len(self._values) >= self._capacity:
+                    self._values.popitem(last=False)  # before making: both might not fit into memory
+                self._values[key] = make()
+            self._values.move_to_end(key)
+            return self._values[key]
+
+    def take(self, key: Hashable) -> T | None:
+        """Remove and return the value of a key: for values that only one may use at a time."""
+        with self._lock:
+            return self._values.pop(key, None)
+
+    def put(self, key: Hashable, value: T) -> None:
+        """Keep a value."""
+        with self._lock:
+            self._values.pop(key, None)
+            self.get(key, lambda: value)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._values.clear()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model ready to run.
+
+    Args:
+        model: As read.
+        program: For one device.
+        table: Its units.
+    """
+
+    model: GraphModel
+    program: Program
+    table: UnitTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Caches:
+    models: RecentlyUsed[LoadedModel] = field(default_factory=lambda: RecentlyUsed(2))
+    datasets: RecentlyUsed[Dataset] = field(default_factory=lambda: RecentlyUsed(3))
+    setups: RecentlyUsed[Setup] = field(default_factory=lambda: RecentlyUsed(1))
+    prefixes: RecentlyUsed[Prefixes] = field(default_factory=lambda: RecentlyUsed(1))
+
+
+_CACHES = _Caches()
+
+
+def load_model(path: str, device: str) -> LoadedModel:
+    """A model file, ready to run on a device (``"auto"``: CUDA when there).
+
+    Raises:
+        ModelRefused: The file breaks a rule of the reader.
+        RequestRefused: There is no such device.
+        OSError: The file cannot be read.
+    """
+    where = resolve_device(device)
+    if where.type == "cpu":
+        keep_freed_memory()
+
+    def load() -> LoadedModel:
+        model = read_model(Path(path))
+        return LoadedModel(model=model, program=Program(model, where), table=find_units(model))
+
+    return _CACHES.models.get((_identity(path), str(where)), load)
+
+
+def load_batches(path: str, loaded: LoadedModel, selection: Selection) -> Batches:
+    """A data file that fits a model, cut into batches.
+
+    Raises:
+        DatasetRefused: The file breaks the format or does not fit.
+        RequestRefused: Less than one sample, or more than there are.
+        OSError: The file cannot be read.
+    """
+    inputs = loaded.model.inputs
+    dataset = _CACHES.datasets.get((_identity(path), inputs), lambda: read_dataset(Path(path), inputs))
+    return Batches.of(
+        [dataset.inputs[info.name] for info in inputs],
+        dataset.labels,
+        selection,
+        fixed_batch=loaded.model.batch_size,
+    )
+
+
+def prepare(request: MeasureRequest) -> Setup:
+    """Load what a request names and run the float model.
+
+    Raises:
+        WorkerError: See `load_model`, `load_batches` and `Reference.measure`.
+    """
+    return _CACHES.setups.get(_setup_key(request), lambda: _prepare(request))
+
+
+def _prepare(request: MeasureRequest) -> Setup:
+    loaded = load_model(request.model_path, request.device)
+    batches = load_batches(
+        request.calibration_path,
+        loaded,
+        selection_of(request),
+    )
+    # The reference saves a pass per entry where the prefixes save a part of one: it goes first.
+    reference = Reference.measure(
+        loaded.program, batches, Metric(request.metric), memory_bytes=request.memory_bytes // 2
+    )
+    return Setup(program=loaded.program, table=loaded.table, batches=batches, reference=reference)
+
+
+def selection_of(request: MeasureRequest | PlanRequest) -> Selection:
+    """The samples that a request names."""
+    return Selection(
+        samples=request.samples,
+        indices=request.indices,
+        seed=request.seed,
+        batch_size=request.batch_size,
+    )
+
+
+def take_prefixes(request: MeasureRequest, setup: Setup) -> Prefixes:
+    """The prefixes the last shard of the same measurement left behind, or new ones."""
+    kept = _CACHES.prefixes.take(_setup_key(request))
+    _CACHES.prefixes.clear()  # those of another measurement would take room beside the new ones
+    if kept is not None:
+        return kept
+    room = max(0, request.memory_bytes - setup.reference.kept_bytes)
+    return Prefixes(setup.program, setup.batches, memory_bytes=room)
+
+
+def keep_prefixes(request: MeasureRequest, prefixes: Prefixes) -> None:
+    """Leave prefixes to the next shard."""
+    _CACHES.prefixes.put(_setup_key(request), prefixes)
+
+
+def forget() -> None:
+    """Drop everything that is kept."""
+    for cache in (_CACHES.prefixes, _CACHES.setups, _CACHES.datasets, _CACHES.models):
+        cache.clear()
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        RequestRefused: It is not ``"auto"``, and torch cannot compute on it here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestRefused(
+            f"cannot compute on device {device!r}: {error}", "device", device, ["auto", "cpu", "cuda"]
+        ) from error
+    return found
+
+
+def _identity(path: str) -> tuple[str, int, int, int]:
+    resolved = Path(path).resolve()
+    found = resolved.stat()
+    return str(resolved), found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _setup_key(request: MeasureRequest) -> Hashable:
+    return (
+        _identity(request.model_path),
+        _identity(request.calibration_path),
+        request.metric,
+        selection_of(request),
+        request.memory_bytes,
+        str(resolve_device(request.device)),
+    )

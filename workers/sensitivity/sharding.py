@@ -1,0 +1,122 @@
+"""What entries cost, and how to split them among workers. Torch-free: the service plans with it.
+
+The unit of work is one float pass of the model over the samples. An entry reruns what follows its unit's
+first use, so its work is the share of multiply-accumulates that lie at and behind that unit. Everything that
+is not a multiply-accumulate (activations, norms, attention between activations) is taken to be spread like
+them, plus a constant for what every entry does once.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from workers.contracts import Candidate, ModelDescription
+from workers.errors import RequestRefused
+
+Wanted = Sequence[tuple[str, Candidate]]
+
+# Quantizing the weight, comparing the outputs, stepping through the graph: a guess that keeps late units from
+# counting as free.
+_PER_ENTRY = 0.02
+
+
+def work(description: ModelDescription, wanted: Wanted) -> list[float]:
+    """Expected work of entries, in float passes over the samples.
+
+    Args:
+        description: The model.
+        wanted: Unit names and candidates.
+
+    Returns:
+        One number per entry, in ``(0, 1.02]``.
+
+    Raises:
+        RequestRefused: The model has no such unit.
+    """
+    suffix = _suffix_shares(description)
+    positions = _positions(description)
+    return [suffix[_position(positions, name)] + _PER_ENTRY for name, _ in wanted]
+
+
+def in_execution_order(description: ModelDescription, wanted: Wanted) -> list[tuple[str, Candidate]]:
+    """Entries sorted by the first use of their unit; the order of candidates within a unit is kept.
+
+    Raises:
+        RequestRefused: The model has no such unit.
+    """
+    positions = _positions(description)
+    return sorted(wanted, key=lambda entry: _position(positions, entry[0]))
+
+
+def plan_shards(
+    description: ModelDescription, wanted: Wanted, shards: int
+) -> list[tuple[tuple[str, Candidate], ...]]:
+    """Split entries into runs of equal work, contiguous in execution order.
+
+    A run also pays for the float prefix of its first unit and for one float pass that gives the reference;
+    neither depends on how entries are split much, and neither is counted.
+
+    Args:
+        description: The model.
+        wanted: Unit names and candidates; any order.
+        shards: Number of runs at most; 1 or more.
+
+    Returns:
+        At most ``shards`` runs, none empty, whose largest is as small as a contiguous split allows (to 1e-9).
+
+    Raises:
+        RequestRefused: The model has no such unit, or ``shards`` is less than 1.
+    """
+    if shards < 1:
+        raise RequestRefused(f"{shards} shards were asked for", "shards", shards, "1 or more")
+    entries = in_execution_order(description, wanted)
+    if not entries:
+        return []
+    ends = list(accumulate(work(description, entries)))
+    low = max(ends[0], *(after - before for before, after in pairwise(ends)), ends[-1] / shards)
+    high = ends[-1]
+    best = _split(ends, high)
+    while high - low > 1e-9 * ends[-1]:
+        bound = (low + high) / 2
+        cuts = _split(ends, bound)
+        if len(cuts) <= shards:
+            best, high = cuts, bound
+        else:
+            low = bound
+    starts = [0, *best[:-1]]
+    return [tuple(entries[start:stop]) for start, stop in zip(starts, best, strict=True)]
+
+
+def _split(ends: Sequence[float], bound: float) -> list[int]:
+    """Fill runs up to a bound, one after the other; the position after each run."""
+    cuts: list[int] = []
+    done = 0.0
+    while not cuts or cuts[-1] < len(ends):
+        start = cuts[-1] if cuts else 0
+        cut = max(start + 1, bisect_right(ends, done + bound * (1 + 1e-12)))
+        cuts.append(cut)
+        done = ends[cut - 1]
+    return cuts
+
+
+def _suffix_shares(description: ModelDescription) -> list[float]:
+    """Per unit the share of multiply-accumulates at and behind it (evenly spread if the model has none)."""
+    macs = [unit.macs for unit in description.units]
+    if not any(macs):
+        macs = [1] * len(macs)
+    total = math.fsum(macs)
+    behind = list(accumulate(reversed(macs)))
+    return [value / total for value in reversed(behind)]
+
+
+def _positions(description: ModelDescription) -> dict[str, int]:
+    return {
+        name: position for position, unit in enumerate(description.units) for name in (*unit.tied, unit.name)
+    }
+
+
+def _position(positions: dict[str, int], name: str) -> int:
+    if name not in positions:
+        raise RequestRefused(f"the model has no unit {name!r}", "unit", name, list(positions))
+    return positions[name]

@@ -1,0 +1,1 @@
+"""Plans applied to the whole model and measured."""

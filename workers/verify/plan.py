@@ -1,0 +1,91 @@
+"""Measuring a plan: all its choices applied together, on whatever data."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from workers.contracts import Measured, Metric, PlanRequest
+from workers.errors import RequestRefused
+from workers.graph.program import Override, Program
+from workers.sensitivity import metrics
+from workers.sensitivity.batches import Batches
+from workers.sensitivity.exact import quantized
+from workers.sensitivity.reference import Spread, check, first_output, sample_costs
+from workers.sensitivity.session import load_batches, load_model, selection_of
+from workers.sensitivity.statistics import summarize
+
+
+def measure_plan(request: PlanRequest) -> dict[str, Measured]:
+    """Measure a jointly quantized model against the float one.
+
+    Args:
+        request: The plan, the data, and the metrics asked for.
+
+    Returns:
+        The metrics asked for, by their names; further ``top1_agreement`` (share of samples, or positions,
+        where both models have the same largest output) if the outputs have classes, and with labels
+        ``top1_accuracy`` and ``float_top1_accuracy``.
+
+    Raises:
+        ModelRefused: The model file breaks a rule, or a weight is not finite.
+        DatasetRefused: The data does not fit the model, or labels do not fit the outputs.
+        RequestRefused: Unknown unit, more samples than there are, or a metric that model or data cannot give.
+        MeasurementFailed: The float model's outputs are not finite, or an operator failed.
+        OSError: A file cannot be read.
+    """
+    loaded = load_model(request.model_path, request.device)
+    batches = load_batches(
+        request.data_path,
+        loaded,
+        selection_of(request),
+    )
+    if Metric.LOSS in request.metrics and batches.labels is None:
+        raise RequestRefused(
+            "the metric 'loss' needs labels, and the data has none", "metrics", "loss", ["kl", "mse"]
+        )
+    override = quantized(loaded.program, loaded.table, list(request.choices.items()))
+    spread = Spread()
+    costs: dict[str, list[Tensor]] = defaultdict(list)
+    for batch, (reference, output) in enumerate(_outputs(loaded.program, batches, override)):
+        for metric in request.metrics:
+            check(metric, reference, batches, batch)
+        spread.add(reference)
+        for name, values in _compare(request.metrics, reference, output, batches.labels_of(batch)).items():
+            costs[name].append(values.cpu())
+    joined = {name: torch.cat(values) for name, values in costs.items()}
+    if Metric.MSE in request.metrics:
+        joined[Metric.MSE.value] = metrics.mse(joined[Metric.MSE.value], spread.variance())
+    return {name: summarize(values) for name, values in joined.items()}
+
+
+def _outputs(program: Program, batches: Batches, override: Override) -> Iterator[tuple[Tensor, Tensor]]:
+    """Float and quantized outputs, batch by batch."""
+    for batch in range(len(batches)):
+        inputs = batches.inputs_of(batch)
+        yield (
+            first_output(program.run(inputs), batches, batch),
+            first_output(program.run(inputs, override), batches, batch),
+        )
+
+
+@torch.inference_mode()
+def _compare(
+    wanted: tuple[Metric, ...], reference: Tensor, output: Tensor, labels: Tensor | None
+) -> dict[str, Tensor]:
+    """Values per sample; squared errors where ``mse`` is wanted, since the variance is known at the end only."""
+    found: dict[str, Tensor] = {}
+    labels = None if labels is None else labels.to(output.device)
+    for metric in wanted:
+        if metric is Metric.MSE:
+            found[metric.value] = metrics.squared_error(reference, output)
+        else:
+            found[metric.value] = sample_costs(metric, reference, output, labels, 1.0)
+    if output.dim() > 1 and output.shape[-1] > 1:
+        found["top1_agreement"] = metrics.top1_agreement(reference, output)
+        if labels is not None:
+            metrics.require_labels(output, labels)
+            found["top1_accuracy"] = metrics.top1_accuracy(output, labels)
+            found["float_top1_accuracy"] = metrics.top1_accuracy(reference, labels)
+    return found
