@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from app.cli.command import Command
 from app.cli.failures import needs
-from app.cli.output import json_flag, output_of
+from app.cli.output import json_flag, output_of, writable
 from app.report import quantities
 
 _EXAMPLE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d+))?")
@@ -32,9 +32,20 @@ _EXAMPLE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(
     ),
 )
 @click.argument("target", metavar="MODULE:FUNCTION|FILE.py:FUNCTION")
-@click.option("--out", "model_path", default="model.pt2", show_default=True, help="Where to write the model.")
 @click.option(
-    "--calibration-out", metavar="FILE", help="Where to write the calibration data the function returns."
+    "--out",
+    "model_path",
+    default="model.pt2",
+    show_default=True,
+    metavar="FILE",
+    callback=writable,
+    help="Where to write the model.",
+)
+@click.option(
+    "--calibration-out",
+    metavar="FILE",
+    callback=writable,
+    help="Where to write the calibration data the function returns.",
 )
 @click.option(
     "--example",

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import click
 
 from app.cli.gates import parse_gates
+from app.cli.output import writable
 from app.client import DEFAULT_URL
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -29,7 +30,11 @@ GATES = click.option(
     "evaluation data decide where there are any. May be repeated.",
 )
 REPORT = click.option(
-    "--report", "report", metavar="OUT.html", help="Also save the report, one file that needs no network."
+    "--report",
+    "report",
+    metavar="OUT.html",
+    callback=writable,
+    help="Also save the report, one file that needs no network.",
 )
 
 

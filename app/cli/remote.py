@@ -74,7 +74,7 @@ def submit(context: click.Context, /, **given: Any) -> None:
 )
 @click.argument("job", required=False)
 @click.option("--state", help="List only jobs in this state: queued, running, done, failed, cancelled.")
-@click.option("--limit", type=click.IntRange(1, 500), help="List at most so many.")
+@click.option("--limit", type=click.IntRange(1, 200), help="List at most so many.")
 @options.SERVER
 @json_flag
 @click.pass_context

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -118,7 +119,7 @@ def _words(plan: dict[str, Any]) -> Group:
     shown.add_column("unit")
     shown.add_column("candidate", justify="right")
     for unit, candidate in plan["choices"].items():
-        shown.add_row(unit, candidate)
+        shown.add_row(escape(unit), escape(candidate))
     return Group(shown, Text(_certificate(plan)))
 
 

@@ -43,7 +43,8 @@ def result(document: Document) -> RenderableType:
 def unfinished(document: Document) -> RenderableType:
     """A search that has no plan yet: how far it is and what was measured."""
     measured = document.get("sensitivities", [])
-    shown = table("Measured so far", "Unit", ">Bits", ">Cost", ">Standard error")
+    heading = quantities.heading(str(document["settings"]["metric"]))
+    shown = table("Measured so far", "Unit", ">Bits", f">{heading}", ">Standard error")
     for row in measured:
         shown.add_row(
             escape(row["unit"]),
@@ -59,12 +60,12 @@ def unfinished(document: Document) -> RenderableType:
 def plans(document: Document) -> Table:
     """Requested plans and uniform baselines, by size."""
     metric = str(document["settings"]["metric"])
-    measure = quantities.measure(metric)
+    heading = quantities.heading(metric)
     held_out = document.get("evaluation") is not None
     where = "evaluation" if held_out else "calibration"
     shown = table(
         "Plans, measured on the whole model with all units quantized together",
-        "Plan", ">Bits", ">Weights", ">File", f">{measure.title} predicted", f">measured, {where}",
+        "Plan", ">Average", ">Weights", ">File", f">{heading}: predicted", f">measured ± std. error, {where}",
         ">Top-1 agreement",
     )  # fmt: skip
     rows = [*document.get("plans", []), *document.get("baselines", [])]
@@ -91,7 +92,7 @@ def choices(document: Document) -> Table:
     total = sum(abs(costs.get((unit, b), 0.0)) for unit, b in bits.items()) or 1.0
     shown = table(
         f"Bits for each unit at a budget of {document.get('budget')}",
-        "Unit", "Operator", "Shape", ">Weights", ">Bits", "", f">{quantities.measure(metric).title}", ">Share",
+        "Unit", "Operator", "Shape", ">Weights", ">Bits", "", f">{quantities.heading(metric)}", ">Share",
     )  # fmt: skip
     for unit in document.get("units", []):
         chosen = bits.get(unit["name"])
@@ -192,8 +193,9 @@ def _measured(plan: Document, metric: str, where: str, *, digits_of: str = "numb
 
 def _bound(plan: Document) -> Text:
     objective, bound = plan.get("objective"), plan.get("lower_bound")
+    unit = quantities.measure(str(plan["settings"]["metric"])).unit
     return Text(
-        f"Objective {quantities.number(objective, 6)}, lower bound {quantities.number(bound, 6)}, "
+        f"Objective {quantities.number(objective, 6)} {unit}, lower bound {quantities.number(bound, 6)} {unit}, "
         f"relative gap {words.gap_words(plan)}."
     )
 
