@@ -176,3 +176,18 @@ def measured_cost(measured: Mapping[str, Any] | None, metric: str) -> float | No
         chosen = value.get("evaluation")
         value = value.get("calibration") if chosen is None else chosen
     return float(value) if isinstance(value, int | float) else None
+
+
+def data_words(result: Mapping[str, Any]) -> str:
+    """What a reader has to know of the data before believing the numbers; empty when there is nothing.
+
+    Args:
+        result: A result document.
+    """
+    calibration, evaluation = result.get("calibration") or {}, result.get("evaluation") or {}
+    if evaluation and evaluation.get("sha256") == calibration.get("sha256"):
+        return (
+            "The evaluation data are the calibration data: the plan was chosen on what it is judged by. "
+            "Give other samples, or set some aside by a holdout."
+        )
+    return ""

@@ -208,6 +208,14 @@ def test_a_result_goes_to_people_and_into_the_file(
     assert json.loads(capsys.readouterr().out) == RESULT
 
 
+def test_evaluation_on_the_calibration_data_is_pointed_out(capsys: pytest.CaptureFixture[str]) -> None:
+    same = {**RESULT, "calibration": {"sha256": "0"}, "evaluation": {"sha256": "0"}}
+    end_with_result(Output(json_target="-"), same, gates=[], report=None)
+    assert "The evaluation data are the calibration data" in capsys.readouterr().err
+    end_with_result(Output(json_target="-"), {**same, "evaluation": {"sha256": "1"}}, gates=[], report=None)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_missed_gate_ends_with_5_after_the_document(capsys: pytest.CaptureFixture[str]) -> None:
     gates = [Gate.parse("kl<=0.6"), Gate.parse("kl<=0.5")]
     with pytest.raises(click.exceptions.Exit) as ended:
