@@ -105,7 +105,14 @@ def _of_this_machine(error: Exception) -> dict[str, Any] | None:
     if isinstance(error, MissingExtra):
         return _local("missing-extra", "A part of Bitwright is not installed", str(error), 500)
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) and error.filename:
-        return _local("file-unreadable", "A file cannot be used", f"{error.filename}: {error.strerror}", 422)
+        document = _local(
+            "file-unreadable", "A file cannot be used", f"{error.filename}: {error.strerror}", 422
+        )
+        return document | {
+            "field": "path",
+            "value": str(error.filename),
+            "allowed": "a file that can be read",
+        }
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f"{error.filename}: " if error.filename else ""
         return _local("storage-full", "No room is left", f"{where}{error.strerror}", 507)
