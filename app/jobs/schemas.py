@@ -107,6 +107,9 @@ class JobCreate(BaseModel):
 class JobFilter(BaseModel):
     """Which jobs to list."""
 
+    # A filter that is misspelt must not list everything.
+    model_config = ConfigDict(extra="forbid")
+
     state: JobState | None = Field(default=None, description="Only jobs in this state.")
     model: Id | None = Field(default=None, description="Only jobs of this model.")
     owner: Name | None = Field(default=None, description="Only this owner's jobs.")

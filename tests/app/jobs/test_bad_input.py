@@ -236,6 +236,7 @@ def test_an_unknown_job_is_not_found(api, problem, method, path, job_id):
         ({"cursor": "é"}, "cursor"),
         ({"owner": "a\x00"}, "owner"),
         ({"model": "mdl_\x00"}, "model"),
+        ({"status": "done"}, "status"),
     ],
     ids=str,
 )

@@ -281,6 +281,11 @@ def test_models_are_listed_by_page_and_state(api, world):
     assert (second["items"][-1]["units"], second["items"][-1]["weights"]) == (4, 1624)
 
 
+@pytest.mark.parametrize("collection", ["models", "datasets"])
+def test_a_misspelt_filter_does_not_list_everything(api, problem, collection):
+    problem(api.get(f"/v1/{collection}", params={"stat": "ready"}), 422, "invalid-request", "stat")
+
+
 def test_an_unknown_model_is_not_found(api, problem):
     for model_id in ("mdl_00000000000000000000000000", "mdl_%00", "job_0"):
         assert problem(api.get(f"/v1/models/{model_id}"), 404, "not-found")["field"] == "model"
