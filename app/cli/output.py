@@ -156,12 +156,12 @@ def writable(_context: click.Context, parameter: click.Parameter, path: str | No
     return path
 
 
-def check_writable(path: str, parameter: click.Parameter) -> None:
+def check_writable(path: str, parameter: click.Parameter | None = None) -> None:
     """Make sure, before work of perhaps hours, that its result can be written.
 
     Args:
         path: Of a file to be written later, in a folder that may not be there yet; ``"-"`` is standard output.
-        parameter: The option that names it.
+        parameter: The option that names it, for the message.
 
     Raises:
         click.BadParameter: It is a folder, or lies where nothing can be written.
