@@ -44,7 +44,7 @@ class Asked:
 
 def dispatch(problem: Problem, rows: tuple[ReducedRow, ...], asked: Asked) -> Outcome:
     """Solve in the way that fits the problem."""
-    if any(smallest_total(row.table) > row.limit for row in rows):
+    if any(_smallest(problem.reduced, row) > row.limit for row in rows):
         return Outcome(
             slots=None,
             lower_bound=math.inf,
@@ -70,6 +70,11 @@ def dispatch(problem: Problem, rows: tuple[ReducedRow, ...], asked: Asked) -> Ou
             engine=asked.engine,
         )
     return by_search(problem, rows, asked) if len(rows) <= 1 else by_rows(problem, rows, asked)
+
+
+def _smallest(reduced: Reduced, row: ReducedRow) -> int:
+    """Least sum of a row; that of the sizes is worked out once for all budgets."""
+    return reduced.smallest if row.table is reduced.sizes else smallest_total(row.table)
 
 
 def by_search(problem: Problem, rows: tuple[ReducedRow, ...], asked: Asked) -> Outcome:
