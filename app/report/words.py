@@ -28,7 +28,7 @@ _WHY_BOUND = {
 _STOPPED = {
     "time_limit": "time limit",
     "gap": "the requested gap was reached",
-    "node_limit": "search limit",
+    "search_limit": "search limit",
     "heuristic": "heuristic",
 }
 
