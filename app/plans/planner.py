@@ -189,11 +189,14 @@ class Search:
             "backend": solution.backend,
             "version": solution.backend_version,
             "proof": solution.proof.value,
+            "stopped": solution.stopped.value,
             "multiplier": solution.multiplier,
             "seconds": solution.runtime_s,
         }
         if solution.smallest_feasible_bits is not None:
             details["minimum_bits"] = solution.smallest_feasible_bits + self.fixed_bits
+        if solution.conflict:
+            details["conflict"] = list(solution.conflict)
         draft = self._draft({unit: int(bits) for unit, bits in solution.named_choices.items()})
         return replace(
             draft,
