@@ -257,11 +257,14 @@ def main() -> int:
         minutes=options.minutes or (1.0 if quick else 10.0),
         rivals=("highspy", "CP-SAT") if quick else tuple(RIVALS),
     )
-    results = []
-    for case in cases(quick=quick):
-        print(f"{case.family} {case.units} x {case.candidates} ...", file=sys.stderr, flush=True)
-        results.append(run.run(case))
     found = extras(quick=quick)
+    results = []
+    try:
+        for case in cases(quick=quick):
+            print(f"{case.family} {case.units} x {case.candidates} ...", file=sys.stderr, flush=True)
+            results.append(run.run(case))
+    except KeyboardInterrupt:
+        print("interrupted: the table has what was done", file=sys.stderr)
     print(markdown(results, found, limit_s))
     if options.json is not None:
         document = {"results": [asdict(r) for r in results], "extras": [asdict(x) for x in found]}
