@@ -23,6 +23,9 @@ from solver.tablewise import exact_sum, smallest_total
 from solver.widths import by_width_sets, width_sets
 
 _CORE_MOVES = 120
+_CELL_S = 2e-5
+"""Seconds that building an integer program takes for each candidate in it."""
+
 _CORE_SHARE = 0.2
 """Part of the time that the program over the most efficient moves may take."""
 
@@ -132,6 +135,8 @@ def by_rows(problem: Problem, rows: tuple[ReducedRow, ...], asked: Asked) -> Out
         ours = replace(ours, slots=first.slots, backend=first.backend, backend_version=first.backend_version)
     keep = closed.dual.reduced <= _cost(problem.reduced, ours.slots) - closed.lagrangian
     given = _program_input(problem, rows, keep, ours.slots)
+    if ours.slots is not None and time.monotonic() + _CELL_S * int(given.keep.sum()) > deadline:
+        return ours  # building the program alone would outlast the time
     target = relative_gap * abs(_cost(problem.reduced, ours.slots)) if ours.slots is not None else 0.0
     found = solve_program(replace(given, target=target), deadline=deadline, seed=seed)
     if found.infeasible and ours.slots is None:
