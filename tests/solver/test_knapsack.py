@@ -247,6 +247,29 @@ def test_large_tables_are_bracketed_to_the_same_relaxation(engine, instances):
             assert found.slack < sizes.max()
 
 
+@pytest.mark.parametrize("where", ["dear giants", "cheap giants"])
+def test_a_sample_that_misleads_is_mended(engine, where):
+    # A few units hold nearly all of the size; no sample sees them, whichever way they pull the price.
+    rng = np.random.default_rng(8)
+    sizes = np.cumsum(rng.integers(1, 1000, (40_000, 4)), axis=1)
+    costs = np.sort(rng.random((40_000, 4)), axis=1)[:, ::-1] * sizes[:, :1]
+    giants = rng.choice(40_000, 5, replace=False)
+    sizes[giants] *= 10**6
+    costs[giants] *= 1e12 if where == "dear giants" else 1e-12
+    low, high = int(sizes.min(axis=1).sum()), int(sizes.max(axis=1).sum())
+    small = int(np.delete(sizes, giants, axis=0).max(axis=1).sum())
+    largest = int(sizes[giants].max(axis=1).sum())
+    budget = largest + small // 2 if where == "dear giants" else low + small // 3
+    assert low < budget < high
+    found = engine.relax(costs, sizes, budget)
+    at = np.arange(len(costs)), found.slots
+    assert int(sizes[at].sum()) == budget - found.slack
+    priced = costs + found.multiplier * sizes
+    assert np.allclose(priced[at], priced.min(axis=1), rtol=1e-13, atol=0)
+    assert found.near is not None  # bracketed nevertheless, not sorted outright
+    assert len(found.near) < 10_000
+
+
 @pytest.mark.parametrize(("factor", "step"), [(1.0, 1.0), (5.0, 5.0), (0.25, 0.25), (np.pi, 0.0)])
 def test_costs_on_a_lattice_need_no_proof_finer_than_its_step(factor, step):
     sizes = np.cumsum(np.random.default_rng(3).integers(1, 1000, (40, 4)), axis=1)
