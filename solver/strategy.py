@@ -95,9 +95,10 @@ def by_search(problem: Problem, rows: tuple[ReducedRow, ...], asked: Asked) -> O
             backend="exact",
             backend_version=VERSION,
         )
-    table, limit = shifted(rows[0])
+    of_size = rows[0].table is reduced.sizes  # never negative, as was checked when the problem was built
+    table, limit = (rows[0].table, rows[0].limit) if of_size else shifted(rows[0])
     hull = None
-    if table is reduced.sizes:
+    if of_size:
         # Without the kernel a small problem's hull is built anyway: once, for all budgets to come.
         small = engine is acceleration.reference_engine() and table.size <= SORT_ALL
         hull = reduced.hull if small else reduced.known_hull

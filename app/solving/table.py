@@ -39,7 +39,10 @@ class CostTable:
         if name not in self.columns:
             allowed = sorted(self.columns) or "nothing: the table has no further columns"
             raise InvalidRequest(
-                f"the table has no further column {name!r}", asked_by or f"limits.{name}", name, allowed
+                f"the table has no column {name!r} beside the required ones",
+                asked_by or f"limits.{name}",
+                name,
+                allowed,
             )
         values: dict[tuple[str, str | int], float] = {}
         for (unit, candidate, _, _), value in zip(self.rows, self.columns[name], strict=True):
