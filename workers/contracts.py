@@ -26,6 +26,25 @@ class Metric(StrEnum):
     """Rise of the mean cross entropy against the labels, in nats; may be negative."""
 
 
+class Estimator(StrEnum):
+    """Ways to estimate sensitivities without a pass per entry; costs are in passes over the samples, for all entries."""
+
+    PROBE = "probe"
+    """Gauss-Newton probe: random-sign cotangents at the outputs, taken back; in the metric's unit. 3 to 6 per probe."""
+    WEIGHT_MSE = "weight-mse"
+    """Mean squared error of the weights. No pass, no data."""
+    WEIGHT_SQNR = "weight-sqnr"
+    """Noise-to-signal power ratio of the weights (10^(-SQNR/10)). No pass, no data."""
+    OUTPUT_HESSIAN = "output-hessian"
+    """Squared error of the unit's own output, tr(dW H dW') with H the inputs' second moments. 1 and 1 per candidate."""
+    HESSIAN_TRACE = "hessian-trace"
+    """Mean Hessian trace by Hutchinson's method times the squared weight error (HAWQ-V2). About 5 per draw."""
+    FISHER = "fisher"
+    """Diagonal of the Fisher information times the squared weight changes. About 4."""
+    FIT = "fit"
+    """Trace of the Fisher information times the mean squared weight error. About 4."""
+
+
 class RangeMethod(StrEnum):
     """How the represented range of a slice is chosen (MATH.md section 2)."""
 

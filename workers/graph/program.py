@@ -12,7 +12,7 @@ that it is run as ``reshape``.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,12 +42,30 @@ class Override:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Step:
+class Step:
+    """One live node, ready to be called.
+
+    Args:
+        node: The node.
+        target: What to call.
+        args: Positional arguments, nodes in the place of values.
+        kwargs: Keyword arguments, likewise.
+        frees: Nodes whose values no later step reads.
+    """
+
     node: Node
     target: Callable[..., Any]
     args: Any
     kwargs: Any
     frees: tuple[Node, ...]
+
+    def call(self, value: Callable[[Node], Any]) -> Any:
+        """The step's value.
+
+        Args:
+            value: Gives the values of the nodes it reads.
+        """
+        return self.target(*map_arg(self.args, value), **map_arg(self.kwargs, value))
 
 
 NO_OVERRIDE = Override()
@@ -83,7 +101,8 @@ class Program:
         )
         self._readers = self._first_readers()
         self._constants: dict[Node, Any] = dict(zip(self._flow.stored, self._stored(), strict=True))
-        with _computing(self.device):
+        # Not in inference mode: these tensors may take part in computations with gradients.
+        with _computing(self.device, gradients=torch.no_grad()):
             for node in self._flow.constants:
                 self._compute(node, self._constants)
         self._kernels = self._find_kernels() if self.device.type == "cpu" else frozenset()
@@ -126,6 +145,31 @@ class Program:
                     environment[step.node] = step.target(
                         *map_arg(step.args, value), **map_arg(step.kwargs, value)
                     )
+                except Exception as error:
+                    raise _failure(step.node, error) from error
+                for node in step.frees:
+                    environment.pop(node, None)
+
+    def advance_with(
+        self, environment: Environment, run: Callable[[Step, Callable[[Node], Any]], Any]
+    ) -> None:
+        """Run all steps with gradients enabled, each through a function that may look at it.
+
+        Args:
+            environment: Of the cut before the first step.
+            run: Gives a step's value; is handed the step and the values of the nodes it reads.
+
+        Raises:
+            MeasurementFailed: An operator failed; names its node.
+        """
+
+        def value(node: Node) -> Any:
+            return environment[node] if node in environment else self._constants[node]
+
+        with _computing(self.device, gradients=torch.enable_grad()):
+            for step in self._steps:
+                try:
+                    environment[step.node] = run(step, value)
                 except Exception as error:
                     raise _failure(step.node, error) from error
                 for node in step.frees:
@@ -177,8 +221,8 @@ class Program:
         changed |= depends_on(self._flow.constants, changed)
         return min((self._readers[node] for node in changed if node in self._readers), default=len(self))
 
-    def _step(self, node: Node, frees: tuple[Node, ...]) -> _Step:
-        return _Step(
+    def _step(self, node: Node, frees: tuple[Node, ...]) -> Step:
+        return Step(
             node=node,
             target=_target(node),
             args=self._on_device(node.args),
@@ -250,10 +294,12 @@ class Program:
 
 
 @contextmanager
-def _computing(device: torch.device) -> Iterator[None]:
-    """No gradients, no automatic casts: what runs is what the graph says."""
+def _computing(
+    device: torch.device, *, gradients: AbstractContextManager[Any] | None = None
+) -> Iterator[None]:
+    """No gradients unless asked for, no automatic casts: what runs is what the graph says."""
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(gradients or torch.inference_mode())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type != "cpu":
             stack.enter_context(device)  # graphs do not say where new tensors are made
