@@ -151,20 +151,25 @@ class Program:
                     environment.pop(node, None)
 
     def advance_with(
-        self, environment: Environment, run: Callable[[Step, Callable[[Node], Any]], Any]
+        self,
+        environment: Environment,
+        run: Callable[[Step, Callable[[Node], Any]], Any],
+        override: Override = NO_OVERRIDE,
     ) -> None:
         """Run all steps with gradients enabled, each through a function that may look at it.
 
         Args:
             environment: Of the cut before the first step.
             run: Gives a step's value; is handed the step and the values of the nodes it reads.
+            override: Constants to use in place of the model's.
 
         Raises:
             MeasurementFailed: An operator failed; names its node.
         """
+        values = {**self._constants, **override.values}
 
         def value(node: Node) -> Any:
-            return environment[node] if node in environment else self._constants[node]
+            return environment[node] if node in environment else values[node]
 
         with _computing(self.device, gradients=torch.enable_grad()):
             for step in self._steps:
@@ -196,19 +201,20 @@ class Program:
         assert isinstance(value, Tensor)
         return value
 
-    def override(self, changes: Mapping[Node, Tensor]) -> Override:
+    def override(self, changes: Mapping[Node, Tensor], *, gradients: bool = False) -> Override:
         """Replace constants; everything computed from them is computed again.
 
         Args:
             changes: Constant node -> its new value. A node among them is taken as given even if it is computed
                 from another one.
+            gradients: Whether what is computed again can be differentiated by ``changes``.
 
         Returns:
             The override for `advance`, `outputs` and `run`.
         """
         values: dict[Node, Any] = dict(changes)
         affected = depends_on(self._flow.constants, changes)
-        with _computing(self.device):
+        with _computing(self.device, gradients=torch.enable_grad() if gradients else None):
             for node in self._flow.constants:
                 if node in affected and node not in changes:
                     self._compute(node, values)

@@ -48,8 +48,8 @@ def contract(step: VisitedStep, changes: dict[Node, Tensor]) -> Tensor:
 
 def _gradients_are_cheaper(step: VisitedStep, gradients: Gradients, count: int) -> bool:
     walks = len(step.visit.outputs)
-    by_gradients = walks * (gradients.gradient_rate * gradients.macs + _DOT * count * gradients.elements)
-    by_outputs = count * (gradients.forward_rate * gradients.macs + _OUTPUT * (walks + 1) * gradients.outputs)
+    by_gradients = walks * (gradients.gradient_cost + _DOT * count * gradients.elements)
+    by_outputs = count * (gradients.forward_cost + _OUTPUT * (walks + 1) * gradients.outputs)
     return by_gradients <= by_outputs
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from workers.contracts import Metric
 from workers.errors import RequestRefused
+from workers.sensitivity.metrics import IGNORED_LABEL
 
 
 def random_signs(seed: int, probe: int, samples: Sequence[int], elements: int) -> Tensor:
@@ -77,6 +78,25 @@ def cotangent(
         )
     weights = counts * scale[:, None]
     return result.mul_(weights.to(result.dtype)[..., None]).reshape(output.shape)
+
+
+def label_cotangent(output: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of the cross entropy against labels, scaled as `cotangent` is: the empirical Fisher's.
+
+    Args:
+        output: ``[n, ..., C]``, outputs of the float model.
+        labels: ``[n, ...]``; positions with `IGNORED_LABEL` do not count.
+
+    Returns:
+        The shape of ``output``: ``(p - onehot) / sqrt(2 T)``.
+    """
+    rows = output.reshape(len(output), -1, output.shape[-1])
+    flat = labels.to(output.device).reshape(rows.shape[:2])
+    counts = flat != IGNORED_LABEL
+    result = rows.to(torch.promote_types(rows.dtype, torch.float32)).softmax(-1)
+    result.scatter_add_(-1, flat.clamp_min(0)[..., None], -torch.ones_like(result[..., :1]))
+    scale = (2 * counts.sum(-1).double()).clamp_min(1).rsqrt()
+    return result.mul_((counts * scale[:, None]).to(result.dtype)[..., None]).reshape(output.shape)
 
 
 def _counted(mask: Tensor | None, rows: Tensor) -> Tensor:

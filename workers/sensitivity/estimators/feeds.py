@@ -52,7 +52,7 @@ class Layouts:
     def feeds(self, batches: Batches, batch: int) -> Iterator[Feed]:
         """A batch as it is to be fed."""
         inputs, kept, first = batches.inputs_of(batch), batches.kept(batch), batch * batches.size
-        if self._found is not None or batches.size == 1:
+        if self._found is not None or batches.fixed or batches.size == 1:
             yield Feed(
                 inputs=inputs,
                 fed=batches.size if batches.fixed else kept,

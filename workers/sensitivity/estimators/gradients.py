@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from workers.sensitivity.estimators.layout import SampleLayout
+from workers.sensitivity.estimators.layout import SampleLayout, with_batch_stride
 from workers.sensitivity.estimators.visited import CONVOLUTIONS, VisitedStep
 
 _MATRIX = {
@@ -44,17 +44,15 @@ class Gradients(Protocol):
 
     Attributes:
         elements: Of the weight.
-        macs: Multiplications of the step's forward for one sample.
         outputs: Elements of the step's output for one sample.
-        forward_rate: Cost of one of the forward's multiplications, in those of a large matrix product.
-        gradient_rate: The same for a multiplication of the gradient (there are as many).
+        forward_cost: Of the step's forward for one sample, in multiplications of a large matrix product.
+        gradient_cost: Of one sample's gradient, likewise.
     """
 
     elements: int
-    macs: int
     outputs: int
-    forward_rate: float
-    gradient_rate: float
+    forward_cost: float
+    gradient_cost: float
 
     def blocks(self, cotangent: Tensor) -> Iterator[Block]:
         """All gradients for one cotangent of the step's output.
@@ -110,14 +108,13 @@ class _MatrixGradients:
     input_first: bool
     output_width: int
     channels_last: bool = False
-    forward_rate: float = 1.0
-    gradient_rate: float = 1.2
 
     def __post_init__(self) -> None:
         positions, width = self.source.shape[1:]
         self.elements = width * self.output_width
         self.outputs = positions * self.output_width
-        self.macs = positions * self.elements
+        self.forward_cost = float(positions * self.elements)
+        self.gradient_cost = 1.2 * self.forward_cost
 
     def blocks(self, cotangent: Tensor) -> Iterator[Block]:
         outer = cotangent.movedim(1, -1) if self.channels_last else cotangent
@@ -188,8 +185,13 @@ class _ConvolutionGradients:
         transposed = self.arguments[4]
         self.elements = self.weight.numel()
         kernel = math.prod(self.weight.shape[1:])
-        self.macs = kernel * (self.source[0].numel() if transposed else self.outputs)
-        self.forward_rate, self.gradient_rate = (2.0, 18.0) if groups > 1 else (1.0, 1.3)
+        macs = kernel * (self.source[0].numel() if transposed else self.outputs)
+        if groups > 1:  # bound by memory, not by multiplications; gradients suffer from large windows
+            window = math.prod(self.weight.shape[2:])
+            self.forward_cost = macs + 35.0 * self.source[0].numel()
+            self.gradient_cost = (12.0 if window <= 9 else 25.0) * macs
+        else:
+            self.forward_cost, self.gradient_cost = float(macs), 1.3 * macs
 
     def blocks(self, cotangent: Tensor) -> Iterator[Block]:
         back = self.layout.by_sample(cotangent, len(self.source))
@@ -206,7 +208,7 @@ class _ConvolutionGradients:
     def _gradient(self, back: Tensor, source: Tensor) -> Tensor:
         weight = self.weight.to(back.dtype)
         found = torch.ops.aten.convolution_backward(
-            back, source.to(back.dtype), weight, *self.arguments, [False, True, False]
+            back, with_batch_stride(source.to(back.dtype)), weight, *self.arguments, [False, True, False]
         )
         return found[1]  # type: ignore[no-any-return]
 

@@ -64,3 +64,14 @@ def find_layout(first: Tensor, last: Tensor, samples: int) -> SampleLayout | Non
             ):
                 return layout
     return None
+
+
+def with_batch_stride(tensor: Tensor) -> Tensor:
+    """The tensor with an ordinary stride on a first axis of length 1.
+
+    Any stride is as good there, except to torch's (2.13) gradient of grouped convolutions by a weight with its
+    channels last, which in double precision reads the wrong elements if the stride is that of another axis.
+    """
+    if tensor.dim() < 3 or tensor.shape[0] != 1:
+        return tensor
+    return tensor.as_strided(tensor.shape, (tensor.numel(), *tensor.stride()[1:]))

@@ -29,6 +29,7 @@ from workers.graph.units import Unit
 from workers.sensitivity.estimators.changes import Changes, Quantizer, round_to_nearest
 from workers.sensitivity.estimators.contraction import InnerProducts, contract
 from workers.sensitivity.estimators.cotangents import cotangent, random_signs
+from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.feeds import Feed, find_layouts
 from workers.sensitivity.estimators.tape import Place, Plan, Tape, Visit
 from workers.sensitivity.estimators.uses import Uses
@@ -72,6 +73,11 @@ class ProbeOptions:
                 raise RequestRefused(
                     f"{name} is {getattr(self, name)}", name, getattr(self, name), "whole numbers from 1"
                 )
+
+    def mask(self, batch: int, offset: int, kept: int) -> Tensor | None:
+        """The mask of some samples of a batch."""
+        found = None if self.position_masks is None else self.position_masks(batch)
+        return None if found is None else found[offset : offset + kept]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,17 +154,12 @@ class _Probing:
         self._setup = setup
         self._options = options
         self._flow = Dataflow.of(setup.program.model)
-        rows: dict[str, list[int]] = {}
-        for row, (name, _) in enumerate(wanted):
-            rows.setdefault(setup.table.unit(name).info.name, []).append(row)
-        self._rows = [torch.tensor(found) for found in rows.values()]
-        self._entries = len(wanted)
-        self._units = [setup.table.unit(name) for name in rows]
-        self._uses = Uses.of(self._flow, self._units)
+        self._entries = Entries.of(setup.table, wanted)
+        self._uses = Uses.of(self._flow, self._entries.units)
         self._changes = Changes(
             program=setup.program,
-            units=self._units,
-            candidates=[[wanted[row][1] for row in found] for found in rows.values()],
+            units=self._entries.units,
+            candidates=self._entries.candidates,
             operands=self._uses.operands,
             quantize=options.quantize,
             memory_bytes=options.changes_bytes,
@@ -178,7 +179,7 @@ class _Probing:
     def group(self, probes: range) -> Iterator[ProbeValues]:
         """Probes that share their forward passes."""
         batches = self._setup.batches
-        results = _Results(len(probes), self._entries, len(batches.samples))
+        results = _Results(len(probes), self._entries.count, len(batches.samples))
         for batch in range(len(batches)):
             for feed in self._layouts.feeds(batches, batch):
                 self._walk(probes, feed, results)
@@ -193,17 +194,12 @@ class _Probing:
     def _walk(self, probes: range, feed: Feed, results: _Results) -> None:
         tape = Tape(self._plan, feed.inputs)
         output = tape.outputs[0]
-        mask = self._mask(feed)
+        mask = self._options.mask(feed.batch, feed.offset, feed.kept)
         results.counted[feed.samples] = True if mask is None else (mask != 0).any(-1).cpu()
         if self._start is None:
             return
         starts = [{self._start: self._cotangent(index, output, mask, feed)} for index in probes]
         tape.backward(starts, lambda visit: self._visit(visit, feed, results))
-
-    def _mask(self, feed: Feed) -> Tensor | None:
-        masks = self._options.position_masks
-        mask = masks(feed.batch) if masks is not None else None
-        return None if mask is None else mask[feed.offset : feed.offset + feed.kept]
 
     def _cotangent(self, probe: int, output: Tensor, mask: Tensor | None, feed: Feed) -> Tensor:
         """Where a probe's walk starts; 0 for fillers."""
@@ -228,10 +224,10 @@ class _Probing:
         for use in self._uses.at[node]:
             for changes in self._changes.of(use.unit):
                 found = contract(step, {operand: changes.of[operand] for operand in use.operands})
-                rows = self._rows[use.unit][changes.candidates]
+                rows = self._entries.rows[use.unit][changes.candidates]
                 results.weights[:, rows, feed.samples] += found[:, :, : feed.kept].cpu()
             if self._options.activation_changes is not None:
-                self._visit_inputs(self._units[use.unit], step, feed, results)
+                self._visit_inputs(self._entries.units[use.unit], step, feed, results)
 
     def _visit_inputs(self, unit: Unit, step: VisitedStep, feed: Feed, results: _Results) -> None:
         """Products of a unit's input changes with what comes back to its inputs through this use."""

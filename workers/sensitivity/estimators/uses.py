@@ -70,3 +70,15 @@ class Uses:
             operands=tuple(read),
             active=frozenset({*at, *depends_on(flow.live, at)}),
         )
+
+    def done_at(self) -> dict[Node, tuple[int, ...]]:
+        """Step -> the units that it is the first to read: a walk back is done with them there."""
+        first: dict[int, Node] = {}
+        for node, uses in self.at.items():
+            for use in uses:
+                known = first.get(use.unit)
+                if known is None or node < known:
+                    first[use.unit] = node
+        return {
+            node: tuple(unit for unit, step in first.items() if step is node) for node in set(first.values())
+        }

@@ -53,12 +53,12 @@ def make_setup(tmp_path):
     """A setup from a module: exported, saved, read back."""
     count = iter(range(100))
 
-    def make(module, inputs, *, metric=Metric.KL, batch_size=3, fixed=None):
+    def make(module, inputs, *, metric=Metric.KL, batch_size=3, fixed=None, labels=None):
         example = tuple(tensor[: fixed or 2] for tensor in inputs)
         model = export(module.eval(), example, fixed=fixed, path=tmp_path / f"{next(count)}.pt2")
         program = Program(model)
         selection = Selection(samples=None, seed=0, batch_size=batch_size)
-        batches = Batches.of(inputs, None, selection, fixed_batch=model.batch_size)
+        batches = Batches.of(inputs, labels, selection, fixed_batch=model.batch_size)
         reference = Reference.measure(program, batches, metric, memory_bytes=1 << 30)
         setup = Setup(program=program, table=find_units(model), batches=batches, reference=reference)
         return Case(module=module, inputs=inputs, setup=setup)
