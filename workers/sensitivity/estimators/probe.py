@@ -56,6 +56,8 @@ class ProbeOptions:
         quantize: Makes a candidate's weight.
         activation_changes: Also estimate changes of the units' inputs, apart from the weights'.
         position_masks: Which positions count; ``None`` for all.
+        progress: Told after each batch how many samples are done, and of how many (each counts once per probe); may raise
+            to stop.
     """
 
     probes: int = 4
@@ -66,6 +68,7 @@ class ProbeOptions:
     quantize: Quantizer = round_to_nearest
     activation_changes: ActivationChanges | None = None
     position_masks: PositionMasks | None = None
+    progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         for name in ("probes", "together"):
@@ -153,6 +156,7 @@ class _Probing:
     def __init__(self, setup: Setup, wanted: Sequence[tuple[str, Candidate]], options: ProbeOptions) -> None:
         self._setup = setup
         self._options = options
+        self._done = 0
         self._flow = Dataflow.of(setup.program.model)
         self._entries = Entries.of(setup.table, wanted)
         self._uses = Uses.of(self._flow, self._entries.units)
@@ -183,7 +187,13 @@ class _Probing:
         for batch in range(len(batches)):
             for feed in self._layouts.feeds(batches, batch):
                 self._walk(probes, feed, results)
+                self._tell(len(probes) * feed.kept)
         yield from results.each()
+
+    def _tell(self, samples: int) -> None:
+        self._done += samples
+        if self._options.progress is not None:
+            self._options.progress(self._done, self._options.probes * len(self._setup.batches.samples))
 
     @property
     def _start(self) -> Place | None:

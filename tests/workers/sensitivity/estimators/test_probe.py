@@ -312,3 +312,17 @@ def test_gradients_are_freed_on_the_way(make_setup):
     list(probe(case.setup, [(unit.info.name, case.candidates[0]) for unit in case.units], options))
     assert len(alive) == 20
     assert max(alive) - min(alive) < 3 * 512 * 512 * 4
+
+
+def test_progress_reaches_its_end_step_by_step(make_setup):
+    case = make_setup(*models.build("linear"))
+    told = []
+    options = ProbeOptions(probes=3, together=2, progress=lambda done, total: told.append((done, total)))
+    list(probe(case.setup, case.wanted, options))
+    assert told == [(6, 15), (10, 15), (13, 15), (15, 15)]
+
+
+@pytest.mark.parametrize("field", ["probes", "together"])
+def test_less_than_one_probe_is_refused(field):
+    with pytest.raises(RequestRefused, match=f"{field} is 0"):
+        ProbeOptions(**{field: 0})
