@@ -107,6 +107,19 @@ class FoldedTokens(nn.Module):
         return functional.linear(y, left) * torch.tanh(functional.linear(y, right))
 
 
+class TakingTurns(nn.Module):
+    """The sequence first and folded with the samples: token after token, the samples take turns."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        folded = torch.tanh(self.inner(x.transpose(0, 1).reshape(-1, 6)))
+        mixed = torch.tanh(self.out(folded)).reshape(4, -1, 6)
+        return self.head(mixed.cumsum(0).transpose(0, 1))
+
+
 class UsedTwice(nn.Module):
     """One layer called on two inputs, and its weight transposed."""
 
@@ -169,6 +182,7 @@ CASES = {
     "one-and-three": (OneAndThree, lambda: (floats(2, 8),)),
     "tied": (TiedModel, lambda: (tokens(4, 11),)),
     "sequence-first": (SequenceFirst, lambda: (floats(4, 6),)),
+    "taking-turns": (TakingTurns, lambda: (floats(4, 6),)),
     "folded": (FoldedTokens, lambda: (floats(3, 4),)),
     "twice": (UsedTwice, lambda: (floats(4), floats(4))),
     "experts": (Experts, lambda: (floats(4),)),

@@ -326,3 +326,20 @@ def test_progress_reaches_its_end_step_by_step(make_setup):
 def test_less_than_one_probe_is_refused(field):
     with pytest.raises(RequestRefused, match=f"{field} is 0"):
         ProbeOptions(**{field: 0})
+
+
+@pytest.mark.parametrize("name", models.CASES)
+def test_both_routes_give_the_same_values(make_setup, monkeypatch, name):
+    case = make_setup(*models.build(name))
+    found = []
+    for gradients in (True, False):
+        monkeypatch.setattr(
+            "workers.sensitivity.estimators.contraction._gradients_are_cheaper",
+            lambda *_, answer=gradients: answer,
+        )
+        monkeypatch.setattr(
+            "workers.sensitivity.estimators.gradients._BLOCK_ELEMENTS", 16 if gradients else 1 << 21
+        )
+        found += [values.weights for values in probe(case.setup, case.wanted, ProbeOptions(probes=1))]
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9 * float(found[0].abs().max()))
+    assert float(found[0].abs().max()) > 0
