@@ -37,6 +37,19 @@ class RangeMethod(StrEnum):
     """The clipping threshold of least KL divergence between the histogram and its quantized form."""
     MSE = "mse"
     """The range of least mean squared error."""
+    L3 = "l3"
+    """The range of least mean cubed magnitude of the error."""
+    WEIGHTED_MSE = "weighted-mse"
+    """The range of least squared error, each weight's counted by the second moment of the input it is multiplied by."""
+
+
+class Rounding(StrEnum):
+    """How the values within the range become codes."""
+
+    NEAREST = "nearest"
+    """Each to the nearest level."""
+    GPTQ = "gptq"
+    """One input after the other, each rounding error made up for by the weights of the inputs still to come."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +82,13 @@ Granularity = PerTensor | PerChannel | PerGroup
 
 _SCHEME = re.compile(
     r"(?P<gran>tensor|channel|group:(?P<group>\d{1,6}))-(?P<sym>symmetric|asymmetric)"
-    r"(?:-(?P<range>minmax|kl|mse|percentile(?::(?P<pct>\d+(?:\.\d+)?))?))?(?P<full>-full)?"
+    r"(?:-(?P<range>minmax|kl|mse|l3|weighted-mse|percentile(?::(?P<pct>\d{1,3}(?:\.\d{1,6})?))?))?"
+    r"(?P<full>-full)?(?:-(?P<corrected>corrected)|-(?P<rounding>gptq))?"
 )
-SCHEME_GRAMMAR = "(tensor|channel|group:N)-(symmetric|asymmetric)[-(minmax|percentile[:A]|kl|mse)][-full]"
+SCHEME_GRAMMAR = (
+    "(tensor|channel|group:N)-(symmetric|asymmetric)"
+    "[-(minmax|percentile[:A]|kl|mse|l3|weighted-mse)][-full][-corrected|-gptq]"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +101,9 @@ class Scheme:
         range_method: How the range is chosen; min-max unless the text says otherwise.
         percentile: ``a`` in percent, in (0, 50); used by the percentile range only.
         full_range: Symmetric only: codes in [-2^(b-1), 2^(b-1)-1] instead of the narrow range.
+        corrected: The mean of each output channel is put back to that of the float weights. Not together with GPTQ,
+            which moves the mean on purpose.
+        rounding: How values become codes.
     """
 
     granularity: Granularity
@@ -91,6 +111,18 @@ class Scheme:
     range_method: RangeMethod = RangeMethod.MINMAX
     percentile: float = 0.1
     full_range: bool = False
+    corrected: bool = False
+    rounding: Rounding = Rounding.NEAREST
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether quantizing takes the second moments of the unit's inputs."""
+        return self.range_method is RangeMethod.WEIGHTED_MSE or self.needs_input_matrix
+
+    @property
+    def needs_input_matrix(self) -> bool:
+        """Whether quantizing takes the whole second-moment matrix of the unit's inputs."""
+        return self.rounding is Rounding.GPTQ
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -129,15 +161,19 @@ class Scheme:
             range_method=method,
             percentile=percentile,
             full_range=bool(match["full"]),
+            corrected=bool(match["corrected"]),
+            rounding=Rounding(match["rounding"] or "nearest"),
         )
 
     def __str__(self) -> str:
         text = f"{self.granularity}-{'symmetric' if self.symmetric else 'asymmetric'}"
         if self.range_method is RangeMethod.PERCENTILE:
-            text += f"-percentile:{self.percentile:g}"
+            text += f"-percentile:{self.percentile:.6f}".rstrip("0").rstrip(".")
         elif self.range_method is not RangeMethod.MINMAX:
             text += f"-{self.range_method.value}"
-        return text + ("-full" if self.full_range else "")
+        text += "-full" if self.full_range else ""
+        text += "-corrected" if self.corrected else ""
+        return text + (f"-{self.rounding.value}" if self.rounding is not Rounding.NEAREST else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import click
 
 from app.cli.gates import parse_gates
 from app.client import DEFAULT_URL
+from workers.contracts import SCHEME_GRAMMAR
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -112,8 +113,7 @@ _SEARCH_OPTIONS = (
     click.option(
         "--scheme",
         metavar="SCHEME",
-        help="(tensor|channel|group:N)-(symmetric|asymmetric)[-(minmax|percentile[:A]|kl|mse)][-full].  "
-        "[default: channel-asymmetric]",
+        help=f"{SCHEME_GRAMMAR}.  [default: channel-asymmetric]",
     ),
     click.option(
         "--metric",

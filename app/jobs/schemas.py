@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.kit.pages import MAX_LIMIT
 from app.models import JobState, Stage
+from workers.contracts import SCHEME_GRAMMAR
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 Name = Annotated[str, StringConstraints(max_length=255, pattern=PRINTABLE)]
@@ -61,7 +62,7 @@ class JobCreate(BaseModel):
     scheme: str = Field(
         default="channel-asymmetric",
         max_length=64,
-        description="Quantizer: `(tensor|channel|group:N)-(symmetric|asymmetric)[-(minmax|percentile[:A]|kl|mse)][-full]`.",
+        description=f"Quantizer: `{SCHEME_GRAMMAR}`.",
     )
     metric: str = Field(
         default="kl",
