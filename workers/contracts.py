@@ -176,24 +176,56 @@ class Scheme:
         return text + (f"-{self.rounding.value}" if self.rounding is not Rounding.NEAREST else "")
 
 
+_CANDIDATE = re.compile(r"(?P<bits>\d{1,2})(?:a(?P<activation>\d{1,2}))?:(?P<scheme>.+)", re.ASCII)
+CANDIDATE_GRAMMAR = f"BITS[aACTIVATION_BITS]:SCHEME, where SCHEME is {SCHEME_GRAMMAR}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A bit-width with its scheme."""
+    """A bit-width with its scheme. Text form, e.g. ``4:channel-asymmetric``, or ``4a8:channel-asymmetric``.
+
+    Args:
+        bits: Of the weight, 2 to 16.
+        scheme: How the weight is quantized.
+        activation_bits: Of the unit's inputs, 2 to 16; ``None`` leaves them in float.
+    """
 
     bits: int
     scheme: Scheme
+    activation_bits: int | None = None
 
     def __post_init__(self) -> None:
-        if not MIN_BITS <= self.bits <= MAX_BITS:
-            raise RequestRefused(
-                f"bit-width {self.bits} is not offered",
-                "candidates",
-                self.bits,
-                f"whole numbers from {MIN_BITS} to {MAX_BITS}",
-            )
+        _require_offered(self.bits, "bit-width", "candidates")
+        if self.activation_bits is not None:
+            _require_offered(self.activation_bits, "activation bit-width", "activation_candidates")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the text form.
+
+        Raises:
+            RequestRefused: The text does not follow ``CANDIDATE_GRAMMAR``, or a width is outside 2 to 16.
+        """
+        match = _CANDIDATE.fullmatch(text)
+        if match is None:
+            raise RequestRefused(f"unknown candidate {text!r}", "candidate", text, CANDIDATE_GRAMMAR)
+        activation = match["activation"]
+        return cls(
+            bits=int(match["bits"]),
+            scheme=Scheme.parse(match["scheme"]),
+            activation_bits=None if activation is None else int(activation),
+        )
 
     def __str__(self) -> str:
-        return f"{self.bits}:{self.scheme}"
+        activation = "" if self.activation_bits is None else f"a{self.activation_bits}"
+        return f"{self.bits}{activation}:{self.scheme}"
+
+
+def _require_offered(bits: int, what: str, field: str) -> None:
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise RequestRefused(
+            f"{what} {bits} is not offered", field, bits, f"whole numbers from {MIN_BITS} to {MAX_BITS}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +251,8 @@ class UnitInfo:
         macs: Multiply-accumulates per sample, summed over all uses (0 for look-ups).
         tied: Other qualified names of the same storage.
         derived: The weight is computed from parameters (weight norm, scaling); the computed tensor is quantized.
+        activations: Number of floating-point inputs its uses multiply it with; 0 for look-ups, whose indices no
+            candidate can quantize.
     """
 
     name: str
@@ -230,6 +264,7 @@ class UnitInfo:
     macs: int
     tied: tuple[str, ...] = ()
     derived: bool = False
+    activations: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +353,23 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Observation:
+    """The samples from which the ranges of activations are taken: as a rule, those the costs were measured on.
+
+    Args:
+        path: The safetensors file on this machine.
+        seed: As in `MeasureRequest`, like the next two.
+        samples: How many to use; ``None`` for all.
+        indices: Which there are to choose from; ``None`` for all.
+    """
+
+    path: str
+    seed: int = 0
+    samples: int | None = None
+    indices: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasureRequest:
     """What to measure, and within which bounds.
 
@@ -332,6 +384,8 @@ class MeasureRequest:
         batch_size: Samples per pass (ignored when the model's batch is fixed).
         memory_bytes: Bound on the live activations kept between passes.
         device: ``"auto"`` takes CUDA when there.
+        observation: Where the ranges of activations come from; ``None`` for the very samples measured. Name it when these
+            are only a part of the calibration data, so that all parts quantize alike.
     """
 
     model_path: str
@@ -344,6 +398,7 @@ class MeasureRequest:
     batch_size: int = 32
     memory_bytes: int = 2 << 30
     device: str = "auto"
+    observation: Observation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +408,8 @@ class PlanRequest:
     Args:
         choices: Unit name -> candidate; units not named stay in float.
         indices: Which samples of the file there are to choose from, as in `MeasureRequest`.
+        observation: Where the ranges of activations come from; needed if a choice quantizes them. Never the data that the
+            plan is measured on, unless nothing else is there.
     """
 
     model_path: str
@@ -364,6 +421,7 @@ class PlanRequest:
     indices: tuple[int, ...] | None = None
     batch_size: int = 32
     device: str = "auto"
+    observation: Observation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ PACKAGES = ("app", "solver", "workers", "migrations")
 TORCH_FREE = {
     "workers.contracts",
     "workers.errors",
+    "workers.sensitivity.operations",
     "workers.sensitivity.sharding",
     "workers.intake.dataset_header",
 }

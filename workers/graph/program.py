@@ -26,18 +26,22 @@ from workers.graph.dataflow import Dataflow, bind, depends_on, operator_name
 from workers.graph.model import GraphModel
 
 Environment = dict[Node, Any]
+Operands = Mapping[int, Mapping[Node, Callable[[Any], Any]]]
+"""Step index -> node it reads -> what the step sees, given the node's value. Other steps see the value itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Override:
-    """Constants with other values than the model's, and the first step that sees one.
+    """Constants and operands with other values than the model's, and the first step that sees one.
 
     Args:
         values: Constant node -> the value to use.
+        operands: Values that single steps see changed.
         first_step: Index of the first step that reads one of them; the number of steps if none does.
     """
 
     values: dict[Node, Any] = field(default_factory=dict)
+    operands: Operands = field(default_factory=dict)
     first_step: int = 0
 
 
@@ -113,7 +117,7 @@ class Program:
         """Run steps ``[start, stop)`` on an environment of cut ``start``, dropping values after their last use.
 
         Raises:
-            MeasurementFailed: An operator failed; names its node.
+            MeasurementFailed: An operator failed, or an override of its operands did; names its node.
         """
         values = {**self._constants, **override.values} if override.values else self._constants
 
@@ -121,11 +125,15 @@ class Program:
             return environment[node] if node in environment else values[node]
 
         with _computing(self.device):
-            for step in self._steps[start:stop]:
+            for index, step in enumerate(self._steps[start:stop], start):
+                changed = override.operands.get(index)
+                read = value if changed is None else _changed(changed, value)
                 try:
                     environment[step.node] = step.target(
-                        *map_arg(step.args, value), **map_arg(step.kwargs, value)
+                        *map_arg(step.args, read), **map_arg(step.kwargs, read)
                     )
+                except MeasurementFailed:
+                    raise
                 except Exception as error:
                     raise _failure(step.node, error) from error
                 for node in step.frees:
@@ -152,12 +160,13 @@ class Program:
         assert isinstance(value, Tensor)
         return value
 
-    def override(self, changes: Mapping[Node, Tensor]) -> Override:
+    def override(self, changes: Mapping[Node, Tensor], operands: Operands | None = None) -> Override:
         """Replace constants; everything computed from them is computed again.
 
         Args:
             changes: Constant node -> its new value. A node among them is taken as given even if it is computed
                 from another one.
+            operands: What single steps are to see in place of values they read.
 
         Returns:
             The override for `advance`, `outputs` and `run`.
@@ -169,7 +178,9 @@ class Program:
                 if node in affected and node not in changes:
                     self._compute(node, values)
             self._lay_out(values)
-        return Override(values=values, first_step=self.first_step(changes))
+        operands = operands or {}
+        first_step = min((self.first_step(changes), *operands))
+        return Override(values=values, operands=operands, first_step=first_step)
 
     def first_step(self, nodes: Iterable[Node]) -> int:
         """Index of the first step whose result changes when these constants do."""
@@ -258,6 +269,15 @@ def _computing(device: torch.device) -> Iterator[None]:
         if device.type != "cpu":
             stack.enter_context(device)  # graphs do not say where new tensors are made
         yield
+
+
+def _changed(
+    operands: Mapping[Node, Callable[[Any], Any]], value: Callable[[Node], Any]
+) -> Callable[[Node], Any]:
+    def read(node: Node) -> Any:
+        return operands[node](value(node)) if node in operands else value(node)
+
+    return read
 
 
 def _target(node: Node) -> Callable[..., Any]:

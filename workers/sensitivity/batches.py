@@ -114,7 +114,11 @@ class Batches:
 
     def labels_of(self, batch: int) -> Tensor | None:
         """Labels of the samples that count."""
-        return None if self.labels is None else _rows(self.labels, self._numbers(batch))
+        return None if self.labels is None else self.rows_of(self.labels, batch)
+
+    def rows_of(self, tensor: Tensor, batch: int) -> Tensor:
+        """The rows of a tensor ``[samples of the data, ...]`` that belong to a batch's samples; no fillers."""
+        return _rows(tensor, self._numbers(batch))
 
     def _numbers(self, batch: int) -> Tensor:
         return self.samples[batch * self.size : (batch + 1) * self.size]

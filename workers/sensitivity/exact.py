@@ -15,6 +15,7 @@ from workers.contracts import Candidate
 from workers.graph.program import NO_OVERRIDE, Override, Program
 from workers.graph.units import UnitTable
 from workers.quant import fake_quantize
+from workers.sensitivity.activations import ActivationRanges, quantized_operands
 from workers.sensitivity.batches import Batches
 from workers.sensitivity.prefixes import Prefixes
 from workers.sensitivity.reference import Reference, first_output
@@ -29,24 +30,32 @@ class Setup:
         table: Its units.
         batches: The samples.
         reference: The float model's outputs for them.
+        activations: Ranges of the units' inputs; ``None`` where no candidate quantizes them.
     """
 
     program: Program
     table: UnitTable
     batches: Batches
     reference: Reference
+    activations: ActivationRanges | None = None
 
 
-def quantized(program: Program, table: UnitTable, choices: Sequence[tuple[str, Candidate]]) -> Override:
-    """The override that quantizes units.
+def quantized(
+    program: Program,
+    table: UnitTable,
+    choices: Sequence[tuple[str, Candidate]],
+    activations: ActivationRanges | None = None,
+) -> Override:
+    """The override that quantizes units: their weights, and their inputs where candidates say so.
 
     Args:
         program: The model.
         table: Its units.
         choices: Unit names and candidates.
+        activations: Observed ranges; needed for candidates with activation bits.
 
     Raises:
-        RequestRefused: There is no such unit.
+        RequestRefused: There is no such unit, or its activations cannot be quantized.
         ModelRefused: A weight is not finite.
     """
     changes: dict[torch.fx.Node, Tensor] = {}
@@ -60,7 +69,7 @@ def quantized(program: Program, table: UnitTable, choices: Sequence[tuple[str, C
             name=unit.info.name,
         )
         changes |= unit.changes(weight)
-    return program.override(changes)
+    return program.override(changes, quantized_operands(table, choices, activations))
 
 
 def exact_costs(
@@ -78,7 +87,7 @@ def exact_costs(
     """
     for name, candidate in wanted:
         prefixes.move_to(setup.table.unit(name).first_step)
-        override = quantized(setup.program, setup.table, [(name, candidate)])
+        override = quantized(setup.program, setup.table, [(name, candidate)], setup.activations)
         yield torch.cat(
             [_suffix_costs(setup, prefixes, batch, override) for batch in range(len(setup.batches))]
         )

@@ -7,13 +7,13 @@ and time of change. Everything is bounded: few models and data sets, one referen
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 
-from workers.contracts import MeasureRequest, Metric, PlanRequest
+from workers.contracts import MeasureRequest, Metric, Observation, PlanRequest
 from workers.errors import RequestRefused
 from workers.graph.allocator import keep_freed_memory
 from workers.graph.model import GraphModel
@@ -21,6 +21,7 @@ from workers.graph.program import Program
 from workers.graph.units import UnitTable, find_units
 from workers.intake.dataset import Dataset, read_dataset
 from workers.intake.pt2 import read_model
+from workers.sensitivity.activations import ActivationRanges, observe, quantize_activations
 from workers.sensitivity.batches import Batches, Selection
 from workers.sensitivity.exact import Setup
 from workers.sensitivity.prefixes import Prefixes
@@ -87,6 +88,7 @@ class LoadedModel:
 class _Caches:
     models: RecentlyUsed[LoadedModel] = field(default_factory=lambda: RecentlyUsed(2))
     datasets: RecentlyUsed[Dataset] = field(default_factory=lambda: RecentlyUsed(3))
+    activations: RecentlyUsed[ActivationRanges] = field(default_factory=lambda: RecentlyUsed(2))
     setups: RecentlyUsed[Setup] = field(default_factory=lambda: RecentlyUsed(1))
     prefixes: RecentlyUsed[Prefixes] = field(default_factory=lambda: RecentlyUsed(1))
 
@@ -131,13 +133,53 @@ def load_batches(path: str, loaded: LoadedModel, selection: Selection) -> Batche
     )
 
 
-def prepare(request: MeasureRequest) -> Setup:
-    """Load what a request names and run the float model.
+def load_activations(
+    request: MeasureRequest | PlanRequest, loaded: LoadedModel, observation: Observation
+) -> ActivationRanges:
+    """The ranges of a model's activations, observed once and kept.
+
+    Args:
+        request: Names the model, the device, and the samples per pass.
+        loaded: The model.
+        observation: The samples.
 
     Raises:
-        WorkerError: See `load_model`, `load_batches` and `Reference.measure`.
+        WorkerError: See `load_batches` and `workers.sensitivity.activations.observe`.
+        OSError: The file cannot be read.
     """
-    return _CACHES.setups.get(_setup_key(request), lambda: _prepare(request))
+    selection = Selection(
+        samples=observation.samples,
+        indices=observation.indices,
+        seed=observation.seed,
+        batch_size=request.batch_size,
+    )
+
+    def run() -> ActivationRanges:
+        return observe(loaded.program, loaded.table, load_batches(observation.path, loaded, selection))
+
+    key = (
+        _identity(request.model_path),
+        _identity(observation.path),
+        selection,
+        str(resolve_device(request.device)),
+    )
+    return _CACHES.activations.get(key, run)
+
+
+def prepare(request: MeasureRequest) -> Setup:
+    """Load what a request names, run the float model, and observe its activations if a candidate quantizes them.
+
+    Raises:
+        WorkerError: See `load_model`, `load_batches`, `Reference.measure` and `load_activations`.
+    """
+    setup = _CACHES.setups.get(_setup_key(request), lambda: _prepare(request))
+    if not quantize_activations(request.wanted):
+        return setup
+    observation = request.observation or Observation(
+        path=request.calibration_path, seed=request.seed, samples=request.samples, indices=request.indices
+    )
+    loaded = load_model(request.model_path, request.device)
+    return replace(setup, activations=load_activations(request, loaded, observation))
 
 
 def _prepare(request: MeasureRequest) -> Setup:
@@ -181,7 +223,13 @@ def keep_prefixes(request: MeasureRequest, prefixes: Prefixes) -> None:
 
 def forget() -> None:
     """Drop everything that is kept."""
-    for cache in (_CACHES.prefixes, _CACHES.setups, _CACHES.datasets, _CACHES.models):
+    for cache in (
+        _CACHES.prefixes,
+        _CACHES.setups,
+        _CACHES.activations,
+        _CACHES.datasets,
+        _CACHES.models,
+    ):
         cache.clear()
 
 

@@ -10,10 +10,11 @@ from workers.contracts import Measured, Metric, PlanRequest
 from workers.errors import RequestRefused
 from workers.graph.program import Override, Program
 from workers.sensitivity import metrics
+from workers.sensitivity.activations import quantize_activations
 from workers.sensitivity.batches import Batches
 from workers.sensitivity.exact import quantized
 from workers.sensitivity.reference import Spread, check, first_output, sample_costs
-from workers.sensitivity.session import load_batches, load_model, selection_of
+from workers.sensitivity.session import load_activations, load_batches, load_model, selection_of
 from workers.sensitivity.statistics import summarize
 
 
@@ -31,7 +32,8 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
     Raises:
         ModelRefused: The model file breaks a rule, or a weight is not finite.
         DatasetRefused: The data does not fit the model, or labels do not fit the outputs.
-        RequestRefused: Unknown unit, more samples than there are, or a metric that model or data cannot give.
+        RequestRefused: Unknown unit, more samples than there are, a metric that model or data cannot give, or
+            activations without samples to observe them on.
         MeasurementFailed: The float model's outputs are not finite, or an operator failed.
         OSError: A file cannot be read.
     """
@@ -45,7 +47,11 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
         raise RequestRefused(
             "the metric 'loss' needs labels, and the data has none", "metrics", "loss", ["kl", "mse"]
         )
-    override = quantized(loaded.program, loaded.table, list(request.choices.items()))
+    choices = list(request.choices.items())
+    activations = None
+    if request.observation is not None and quantize_activations(choices):
+        activations = load_activations(request, loaded, request.observation)
+    override = quantized(loaded.program, loaded.table, choices, activations)
     spread = Spread()
     costs: dict[str, list[Tensor]] = defaultdict(list)
     for batch, (reference, output) in enumerate(_outputs(loaded.program, batches, override)):
