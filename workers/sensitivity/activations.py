@@ -115,7 +115,7 @@ def observe(
                     observers[node.name] = HistogramObserver(f"{node.name} (input of {unit.info.name})")
                     places.setdefault(use.step, {})[node] = observers[node.name]
     for batch in range(len(batches)):
-        counts = _counting(batches, batch, mask, program.device)
+        counts = counting(batches, batch, mask, program.device)
         operands = {
             step: {node: partial(_record, observer, counts) for node, observer in here.items()}
             for step, here in places.items()
@@ -176,29 +176,56 @@ def _with_activations(unit: Unit, candidate: Candidate) -> Unit:
     return unit
 
 
-class _Counting:
-    """Which part of a batch's tensors counts: all, where samples or positions cannot be told by the first axes' sizes."""
+class Counting:
+    """Which part of a batch's tensors counts: all, where samples or positions cannot be told by the first axes' sizes.
+
+    Args:
+        kept: Samples of the batch that count; fillers follow them.
+        fed: Samples of the batch.
+        mask: ``[fed, positions]``, bool, or ``None``.
+    """
 
     def __init__(self, kept: int, fed: int, mask: Tensor | None) -> None:
         self.kept, self.fed, self.mask = kept, fed, mask
 
     def of(self, values: Tensor) -> Tensor:
+        """What counts of a tensor: positions become rows where there is a mask."""
         if self.mask is not None and values.shape[:2] == self.mask.shape:
             return values[self.mask]
         if self.kept < self.fed and values.shape[:1] == (self.fed,):
             return values[: self.kept]
         return values
 
+    def zeroed(self, values: Tensor) -> Tensor:
+        """A tensor of the same shape that is 0 where it does not count."""
+        if self.mask is not None and values.shape[:2] == self.mask.shape:
+            return values * self.mask.reshape(*self.mask.shape, *(1,) * (values.dim() - 2))
+        if self.kept < self.fed and values.shape[:1] == (self.fed,):
+            return torch.cat([values[: self.kept], torch.zeros_like(values[self.kept :])])
+        return values
 
-def _counting(batches: Batches, batch: int, mask: Tensor | None, device: torch.device) -> _Counting:
+    def without_mask(self) -> "Counting":
+        """For tensors whose second axis is not that of positions."""
+        return Counting(self.kept, self.fed, None)
+
+
+def counting(batches: Batches, batch: int, mask: Tensor | None, device: torch.device) -> Counting:
+    """What counts of a batch.
+
+    Args:
+        batches: The samples.
+        batch: Which batch.
+        mask: ``[samples of the data, positions]``, bool, or ``None``.
+        device: Of the tensors it will be applied to.
+    """
     kept = batches.kept(batch)
     fed = batches.size if batches.fixed else kept
     if mask is not None:
         rows = batches.rows_of(mask, batch)
         mask = torch.nn.functional.pad(rows, (0, 0, 0, fed - kept)).to(device)
-    return _Counting(kept, fed, mask)
+    return Counting(kept, fed, mask)
 
 
-def _record(observer: HistogramObserver, counting: _Counting, value: Any) -> Any:
+def _record(observer: HistogramObserver, counting: Counting, value: Any) -> Any:
     observer.update(counting.of(value))
     return value
