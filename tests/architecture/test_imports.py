@@ -14,6 +14,8 @@ PACKAGES = ("app", "solver", "workers", "migrations")
 TORCH_FREE = {
     "workers.contracts",
     "workers.errors",
+    "workers.menus",
+    "workers.schemes",
     "workers.sensitivity.operations",
     "workers.sensitivity.sharding",
     "workers.intake.dataset_header",
