@@ -5,7 +5,7 @@ can be stored) one after the other. Steps, their order and their inputs are thos
 are the same bit for bit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from workers.contracts import Candidate
 from workers.graph.program import NO_OVERRIDE, Override, Program
 from workers.graph.units import UnitTable
-from workers.quant import fake_quantize
+from workers.quant import InputMoments, fake_quantize
 from workers.sensitivity.activations import ActivationRanges, quantized_operands
 from workers.sensitivity.batches import Batches
 from workers.sensitivity.prefixes import Prefixes
@@ -31,6 +31,7 @@ class Setup:
         batches: The samples.
         reference: The float model's outputs for them.
         activations: Ranges of the units' inputs; ``None`` where no candidate quantizes them.
+        moments: Second moments of the units' inputs, by unit name; ``None`` where no scheme needs them.
     """
 
     program: Program
@@ -38,6 +39,7 @@ class Setup:
     batches: Batches
     reference: Reference
     activations: ActivationRanges | None = None
+    moments: Mapping[str, InputMoments] | None = None
 
 
 def quantized(
@@ -45,6 +47,7 @@ def quantized(
     table: UnitTable,
     choices: Sequence[tuple[str, Candidate]],
     activations: ActivationRanges | None = None,
+    moments: Mapping[str, InputMoments] | None = None,
 ) -> Override:
     """The override that quantizes units: their weights, and their inputs where candidates say so.
 
@@ -53,9 +56,10 @@ def quantized(
         table: Its units.
         choices: Unit names and candidates.
         activations: Observed ranges; needed for candidates with activation bits.
+        moments: Of the units' inputs, by unit name; needed for schemes that use them.
 
     Raises:
-        RequestRefused: There is no such unit, or its activations cannot be quantized.
+        RequestRefused: There is no such unit, its activations cannot be quantized, or the scheme does not suit it.
         ModelRefused: A weight is not finite.
     """
     changes: dict[torch.fx.Node, Tensor] = {}
@@ -67,6 +71,7 @@ def quantized(
             output_channel_axis=unit.info.output_channel_axis,
             group_axis=unit.info.group_axis,
             name=unit.info.name,
+            inputs=None if moments is None else moments.get(unit.info.name),
         )
         changes |= unit.changes(weight)
     return program.override(changes, quantized_operands(table, choices, activations))
@@ -87,7 +92,9 @@ def exact_costs(
     """
     for name, candidate in wanted:
         prefixes.move_to(setup.table.unit(name).first_step)
-        override = quantized(setup.program, setup.table, [(name, candidate)], setup.activations)
+        override = quantized(
+            setup.program, setup.table, [(name, candidate)], setup.activations, setup.moments
+        )
         yield torch.cat(
             [_suffix_costs(setup, prefixes, batch, override) for batch in range(len(setup.batches))]
         )

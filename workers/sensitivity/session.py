@@ -6,14 +6,14 @@ and time of change. Everything is bounded: few models and data sets, one referen
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 
-from workers.contracts import MeasureRequest, Metric, Observation, PlanRequest
+from workers.contracts import Candidate, MeasureRequest, Metric, Observation, PlanRequest
 from workers.errors import RequestRefused
 from workers.graph.allocator import keep_freed_memory
 from workers.graph.model import GraphModel
@@ -21,9 +21,11 @@ from workers.graph.program import Program
 from workers.graph.units import UnitTable, find_units
 from workers.intake.dataset import Dataset, read_dataset
 from workers.intake.pt2 import read_model
+from workers.quant import InputMoments
 from workers.sensitivity.activations import ActivationRanges, observe, quantize_activations
 from workers.sensitivity.batches import Batches, Selection
 from workers.sensitivity.exact import Setup
+from workers.sensitivity.moments import collect_moments
 from workers.sensitivity.prefixes import Prefixes
 from workers.sensitivity.reference import Reference
 
@@ -89,6 +91,7 @@ class _Caches:
     models: RecentlyUsed[LoadedModel] = field(default_factory=lambda: RecentlyUsed(2))
     datasets: RecentlyUsed[Dataset] = field(default_factory=lambda: RecentlyUsed(3))
     activations: RecentlyUsed[ActivationRanges] = field(default_factory=lambda: RecentlyUsed(2))
+    moments: RecentlyUsed[dict[str, InputMoments]] = field(default_factory=lambda: RecentlyUsed(1))
     setups: RecentlyUsed[Setup] = field(default_factory=lambda: RecentlyUsed(1))
     prefixes: RecentlyUsed[Prefixes] = field(default_factory=lambda: RecentlyUsed(1))
 
@@ -147,12 +150,7 @@ def load_activations(
         WorkerError: See `load_batches` and `workers.sensitivity.activations.observe`.
         OSError: The file cannot be read.
     """
-    selection = Selection(
-        samples=observation.samples,
-        indices=observation.indices,
-        seed=observation.seed,
-        batch_size=request.batch_size,
-    )
+    selection = _observed(request, observation)
 
     def run() -> ActivationRanges:
         return observe(loaded.program, loaded.table, load_batches(observation.path, loaded, selection))
@@ -166,20 +164,73 @@ def load_activations(
     return _CACHES.activations.get(key, run)
 
 
-def prepare(request: MeasureRequest) -> Setup:
-    """Load what a request names, run the float model, and observe its activations if a candidate quantizes them.
+def load_moments(
+    request: MeasureRequest | PlanRequest,
+    loaded: LoadedModel,
+    observation: Observation,
+    choices: Iterable[tuple[str, Candidate]],
+) -> dict[str, InputMoments] | None:
+    """The second moments that the schemes of some candidates need, collected once and kept.
+
+    Args:
+        request: Names the model, the device, and the samples per pass.
+        loaded: The model.
+        observation: The samples.
+        choices: Unit names and candidates.
+
+    Returns:
+        Unit name -> moments, for all units, with the matrices that are needed; ``None`` if no scheme needs any.
 
     Raises:
-        WorkerError: See `load_model`, `load_batches`, `Reference.measure` and `load_activations`.
+        WorkerError: See `load_batches` and `workers.sensitivity.moments.collect_moments`.
+        OSError: The file cannot be read.
+    """
+    needing = [(name, candidate.scheme) for name, candidate in choices if candidate.scheme.needs_inputs]
+    if not needing:
+        return None
+    matrices = frozenset(
+        loaded.table.unit(name).info.name for name, scheme in needing if scheme.needs_input_matrix
+    )
+    selection = _observed(request, observation)
+
+    def run() -> dict[str, InputMoments]:
+        batches = load_batches(observation.path, loaded, selection)
+        return collect_moments(loaded.program, loaded.table, batches, matrices=matrices)
+
+    key = (
+        _identity(request.model_path),
+        _identity(observation.path),
+        selection,
+        matrices,
+        str(resolve_device(request.device)),
+    )
+    return _CACHES.moments.get(key, run)
+
+
+def _observed(request: MeasureRequest | PlanRequest, observation: Observation) -> Selection:
+    return Selection(
+        samples=observation.samples,
+        indices=observation.indices,
+        seed=observation.seed,
+        batch_size=request.batch_size,
+    )
+
+
+def prepare(request: MeasureRequest) -> Setup:
+    """Load what a request names, run the float model, and observe of its inputs what the candidates need.
+
+    Raises:
+        WorkerError: See `load_model`, `load_batches`, `Reference.measure`, `load_activations` and `load_moments`.
     """
     setup = _CACHES.setups.get(_setup_key(request), lambda: _prepare(request))
-    if not quantize_activations(request.wanted):
-        return setup
     observation = request.observation or Observation(
         path=request.calibration_path, seed=request.seed, samples=request.samples, indices=request.indices
     )
     loaded = load_model(request.model_path, request.device)
-    return replace(setup, activations=load_activations(request, loaded, observation))
+    if quantize_activations(request.wanted):
+        setup = replace(setup, activations=load_activations(request, loaded, observation))
+    moments = load_moments(request, loaded, observation, request.wanted)
+    return setup if moments is None else replace(setup, moments=moments)
 
 
 def _prepare(request: MeasureRequest) -> Setup:
@@ -227,6 +278,7 @@ def forget() -> None:
         _CACHES.prefixes,
         _CACHES.setups,
         _CACHES.activations,
+        _CACHES.moments,
         _CACHES.datasets,
         _CACHES.models,
     ):

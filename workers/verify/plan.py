@@ -14,7 +14,13 @@ from workers.sensitivity.activations import quantize_activations
 from workers.sensitivity.batches import Batches
 from workers.sensitivity.exact import quantized
 from workers.sensitivity.reference import Spread, check, first_output, sample_costs
-from workers.sensitivity.session import load_activations, load_batches, load_model, selection_of
+from workers.sensitivity.session import (
+    load_activations,
+    load_batches,
+    load_model,
+    load_moments,
+    selection_of,
+)
 from workers.sensitivity.statistics import summarize
 
 
@@ -48,10 +54,12 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
             "the metric 'loss' needs labels, and the data has none", "metrics", "loss", ["kl", "mse"]
         )
     choices = list(request.choices.items())
-    activations = None
-    if request.observation is not None and quantize_activations(choices):
-        activations = load_activations(request, loaded, request.observation)
-    override = quantized(loaded.program, loaded.table, choices, activations)
+    activations = moments = None
+    if request.observation is not None:
+        if quantize_activations(choices):
+            activations = load_activations(request, loaded, request.observation)
+        moments = load_moments(request, loaded, request.observation, choices)
+    override = quantized(loaded.program, loaded.table, choices, activations, moments)
     spread = Spread()
     costs: dict[str, list[Tensor]] = defaultdict(list)
     for batch, (reference, output) in enumerate(_outputs(loaded.program, batches, override)):

@@ -2,17 +2,23 @@
 
 import io
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from workers.contracts import Candidate, Observation, PlanRequest, Scheme
 from workers.errors import MeasurementFailed, RequestRefused
 from workers.graph.program import Program
 from workers.graph.units import find_units
 from workers.intake.pt2 import read_model
+from workers.sensitivity import session
 from workers.sensitivity.batches import Batches, Selection
+from workers.sensitivity.engine import measure
 from workers.sensitivity.moments import collect_moments
+from workers.sensitivity.naive import naive_costs
+from workers.verify.plan import measure_plan
 
 
 def prepared(module, inputs, tmp_path, *, batch_size=3, fixed=None):
@@ -213,3 +219,38 @@ def test_inputs_that_are_not_finite_name_the_unit(tmp_path):
     image[1, 0, 0, 0] = torch.nan
     with pytest.raises(MeasurementFailed, match=r"stem\.weight"):
         collect_moments(program, table, batches)
+
+
+def test_schemes_that_need_inputs_are_measured_with_those_of_the_calibration_data(make_case):
+    case = make_case(samples=6)
+    wanted = tuple(
+        (unit, Candidate(bits=3, scheme=Scheme.parse(f"channel-symmetric-{method}")))
+        for unit, method in (
+            ("stem.weight", "weighted-mse"),
+            ("point.weight", "gptq"),
+            ("head.weight", "weighted-mse-gptq"),
+            ("head.weight", "mse"),
+        )
+    )
+    request = case.request(wanted=wanted)
+    entries = list(measure(request))
+    setup = session.prepare(request)
+    assert set(setup.moments) == set(case.units)
+    assert setup.moments["point.weight"].matrix is not None
+    for entry, costs in zip(entries, naive_costs(setup, wanted), strict=True):
+        assert entry.mean == pytest.approx(float(costs.mean()), rel=1e-12)
+        assert entry.mean > 0
+    plain = next(measure(case.request(wanted=wanted[3:])))
+    assert plain.mean == entries[3].mean
+    plan = PlanRequest(
+        model_path=case.model_path,
+        data_path=case.calibration_path,
+        choices=dict(wanted[1:2]),
+        observation=Observation(path=case.calibration_path),
+        batch_size=3,
+    )
+    assert measure_plan(plan)["kl"].mean == pytest.approx(entries[1].mean, rel=1e-6)
+    with pytest.raises(RequestRefused, match="second moments"):
+        measure_plan(replace(plan, observation=None))
+    with pytest.raises(RequestRefused, match=r"stem\.weight"):
+        list(measure(case.request(wanted=(("stem.weight", wanted[1][1]),))))
