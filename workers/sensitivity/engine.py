@@ -8,13 +8,13 @@ from workers.graph.units import Unit
 from workers.quant import storage_bits
 from workers.sensitivity.exact import exact_costs
 from workers.sensitivity.session import keep_prefixes, load_model, prepare, take_prefixes
-from workers.sensitivity.statistics import summarize
+from workers.sensitivity.statistics import moments, require_samples
 
 
 def measure(request: MeasureRequest) -> Iterator[Entry]:
     """Measure entries exactly, one after the other.
 
-    Each entry is finished when it is yielded, over all samples, so that the caller can store it and go on
+    Each entry is finished when it is yielded, over all samples (of the request's block), so that the caller can store it and go on
     later with what is missing. Costs are equal bit for bit whatever else is measured in the same run, and to
     the plain loop's (`workers.sensitivity.naive`). Closing the generator early is fine.
 
@@ -37,10 +37,12 @@ def measure(request: MeasureRequest) -> Iterator[Entry]:
     units = {name: table.unit(name) for name, _ in request.wanted}
     setup = prepare(request)
     prefixes = take_prefixes(request, setup)
-    for (name, candidate), costs in zip(
+    for (name, candidate), measurement in zip(
         request.wanted, exact_costs(setup, request.wanted, prefixes), strict=True
     ):
-        measured = summarize(costs)
+        measured = moments(measurement.costs.numpy())
+        if request.block is None:
+            require_samples(measured)
         finished = time.perf_counter()
         size, storage = sizes(units[name], candidate)
         yield Entry(
@@ -54,6 +56,9 @@ def measure(request: MeasureRequest) -> Iterator[Entry]:
             standard_error=measured.standard_error,
             samples=measured.samples,
             seconds=finished - started,
+            squares=measured.squares,
+            block=request.block,
+            sketch=measurement.sketch,
         )
         started = time.perf_counter()
     keep_prefixes(request, prefixes)

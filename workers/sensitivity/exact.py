@@ -63,9 +63,22 @@ def quantized(program: Program, table: UnitTable, choices: Sequence[tuple[str, C
     return program.override(changes)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measurement:
+    """What was measured of one entry.
+
+    Args:
+        costs: ``[samples]``, float64: see `Reference.costs`.
+        sketch: See `Reference.finished`; ``None`` if it was not asked for.
+    """
+
+    costs: Tensor
+    sketch: bytes | None
+
+
 def exact_costs(
     setup: Setup, wanted: Sequence[tuple[str, Candidate]], prefixes: Prefixes
-) -> Iterator[Tensor]:
+) -> Iterator[Measurement]:
     """Costs of entries, one at a time.
 
     Args:
@@ -74,20 +87,27 @@ def exact_costs(
         prefixes: Of the same program and batches, at whatever cut; moved along.
 
     Yields:
-        Per entry ``[samples]``, float64: see `Reference.costs`.
+        One measurement per entry.
     """
     for name, candidate in wanted:
         prefixes.move_to(setup.table.unit(name).first_step)
         override = quantized(setup.program, setup.table, [(name, candidate)])
-        yield torch.cat(
-            [_suffix_costs(setup, prefixes, batch, override) for batch in range(len(setup.batches))]
+        projection = setup.reference.projection
+        sketch = None if projection is None else projection.start()
+        costs = [
+            _suffix_costs(setup, prefixes, batch, override, sketch) for batch in range(len(setup.batches))
+        ]
+        yield Measurement(
+            costs=torch.cat(costs), sketch=None if sketch is None else setup.reference.finished(sketch)
         )
 
 
-def _suffix_costs(setup: Setup, prefixes: Prefixes, batch: int, override: Override) -> Tensor:
+def _suffix_costs(
+    setup: Setup, prefixes: Prefixes, batch: int, override: Override, sketch: Tensor | None
+) -> Tensor:
     def finish(override: Override) -> Tensor:
         environment = prefixes.environment(batch)
         setup.program.advance(environment, prefixes.cut, len(setup.program), override)
         return first_output(setup.program.outputs(environment, override), setup.batches, batch)
 
-    return setup.reference.costs(batch, finish(override), lambda: finish(NO_OVERRIDE))
+    return setup.reference.costs(batch, finish(override), lambda: finish(NO_OVERRIDE), sketch)

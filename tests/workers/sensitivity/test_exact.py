@@ -12,7 +12,7 @@ from workers.sensitivity.session import prepare
 def assert_equal_to_naive(request, memory_bytes):
     setup = prepare(request)
     prefixes = Prefixes(setup.program, setup.batches, memory_bytes=memory_bytes)
-    ours = list(exact_costs(setup, request.wanted, prefixes))
+    ours = [found.costs for found in exact_costs(setup, request.wanted, prefixes)]
     plain = list(naive_costs(setup, request.wanted))
     assert len(ours) == len(plain) == len(request.wanted)
     for one, other in zip(ours, plain, strict=True):
@@ -72,10 +72,10 @@ def test_a_failed_entry_leaves_nothing_wrong_behind(make_case, monkeypatch):
     prefixes = Prefixes(setup.program, setup.batches, memory_bytes=1 << 30)
     expected = list(naive_costs(setup, request.wanted))
     running = exact_costs(setup, request.wanted, prefixes)
-    assert torch.equal(next(running), expected[0])
+    assert torch.equal(next(running).costs, expected[0])
     with monkeypatch.context() as broken:
         broken.setattr(setup.program, "override", None)
         with pytest.raises(TypeError):
             next(running)
-    again = list(exact_costs(setup, request.wanted, prefixes))
+    again = [found.costs for found in exact_costs(setup, request.wanted, prefixes)]
     assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
