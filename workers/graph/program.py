@@ -309,17 +309,18 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(element)
 
 
-def resident_bytes(environment: Environment, *, free: Iterable[Node] = ()) -> int:
+def resident_bytes(environment: Environment, *, free: Iterable[Tensor] = ()) -> int:
     """Memory that an environment keeps alive.
 
     Args:
         environment: The values; a storage shared by several views counts once, and in full.
-        free: Nodes whose storage is kept by others anyway (the inputs) and does not count.
+        free: Tensors whose storage is kept by others anyway (the data set) and does not count, however it is seen.
     """
-    skipped = {t.untyped_storage().data_ptr() for node in free for t in tensors_in(environment.get(node))}
     sizes = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for value in environment.values()
         for tensor in tensors_in(value)
     }
-    return sum(size for pointer, size in sizes.items() if pointer not in skipped)
+    for tensor in free:
+        sizes.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(sizes.values())

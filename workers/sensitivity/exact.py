@@ -148,9 +148,9 @@ class _UnitRun:
 
     def _try_out(self, stacking: Stacking, environment: Environment) -> bool:
         """The first batch, plainly and stacked; whether to stack the others."""
-        started = time.perf_counter()
+        started = stacking.clock()
         outputs = [self._finish(environment, 0, override) for override in self._overrides]
-        seconds = time.perf_counter() - started
+        seconds = stacking.clock() - started
         for candidate, output in enumerate(outputs):
             self._take(candidate, 0, environment, output)
         return stacking.try_out(dict(environment), self._prefixes.cut, self._overrides, outputs, seconds)

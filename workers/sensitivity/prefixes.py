@@ -55,7 +55,7 @@ class Prefixes:
             if expected is not None and not self._fits(checkpoint, expected):
                 continue  # equal batches have equal sizes: no need to try each
             environment = self._run_on(batch, checkpoint)
-            size = resident_bytes(environment, free=self._program.inputs)
+            size = resident_bytes(environment, free=self._batches.inputs)
             sizes[self._batches.kept(batch)] = size
             if self._fits(checkpoint, size):
                 self._used += size - checkpoint.size

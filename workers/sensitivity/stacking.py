@@ -33,7 +33,7 @@ class Stacking:
         program: The model.
         batches: The samples.
         memory_bytes: Bound on the live values of all candidates at a cut.
-        clock: Gives seconds.
+        clock: Gives seconds: CPU time, which a busy machine does not disturb.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class Stacking:
         batches: Batches,
         *,
         memory_bytes: int,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.process_time,
     ) -> None:
         self._program = program
         self._batches = batches
         self._limit = memory_bytes
-        self._clock = clock
+        self.clock = clock
         self._pause = 1
         self._skip = 0
         self.stacked = 0
@@ -86,13 +86,13 @@ class Stacking:
         """
         worth = resident_bytes(environment) * len(overrides) <= self._limit
         if worth:
-            started = self._clock()
+            started = self.clock()
             try:
                 outputs = self.run(environment, 0, cut, overrides)
             except MeasurementFailed:
                 worth = False
             else:
-                faster = self._clock() - started < _GAIN * plain_seconds
+                faster = self.clock() - started < _GAIN * plain_seconds
                 same = all(torch.equal(a, b) for a, b in zip(outputs, plain, strict=True))
                 worth = faster and same
         self._pause = 1 if worth else min(2 * self._pause, _LONGEST_PAUSE)
