@@ -303,7 +303,7 @@ class MeasureRequest:
         seed: Chooses the samples when ``samples`` is below the number there are.
         samples: How many calibration samples to use; ``None`` for all.
         indices: Which samples of the file there are to choose from, ascending; ``None`` for all. The rest is held out.
-        batch_size: Samples per pass (ignored when the model's batch is fixed).
+        batch_size: Samples per pass (ignored when the model's batch is fixed); ``None``: by a rule (`batch_size_for`).
         memory_bytes: Bound on the live activations kept between passes.
         device: ``"auto"`` takes CUDA when there.
         block: Which of the chosen samples to measure on; ``None`` for all.
@@ -317,7 +317,7 @@ class MeasureRequest:
     seed: int = 0
     samples: int | None = None
     indices: tuple[int, ...] | None = None
-    batch_size: int = 32
+    batch_size: int | None = 32
     memory_bytes: int = 2 << 30
     device: str = "auto"
     block: SampleBlock | None = None
@@ -340,7 +340,7 @@ class PlanRequest:
     seed: int = 0
     samples: int | None = None
     indices: tuple[int, ...] | None = None
-    batch_size: int = 32
+    batch_size: int | None = 32
     device: str = "auto"
 
 

@@ -22,14 +22,14 @@ class Selection:
         samples: How many; ``None`` for all.
         indices: Which there are to choose from, ascending; ``None`` for all of the file.
         seed: Chooses them when there are more.
-        batch_size: Samples per batch, unless the model's is fixed.
+        batch_size: Samples per batch, unless the model's is fixed; ``None`` for what suits the model.
         block: Which part of them, in random order; ``None`` for all.
     """
 
     samples: int | None
     indices: tuple[int, ...] | None = None
     seed: int
-    batch_size: int
+    batch_size: int | None
     block: SampleBlock | None = None
 
 
@@ -63,6 +63,7 @@ class Batches:
         selection: Selection,
         *,
         fixed_batch: int | None,
+        usual_batch: int = 32,
     ) -> Self:
         """Choose samples and cut them into batches.
 
@@ -71,6 +72,7 @@ class Batches:
             labels: Of the samples, or ``None``.
             selection: Which samples, and how many at a time.
             fixed_batch: The model's batch if it is fixed.
+            usual_batch: Samples per batch where the selection does not say.
 
         Raises:
             RequestRefused: Less than one sample, or more than there are, a batch of less than one sample, or a
@@ -86,8 +88,8 @@ class Batches:
                 wanted,
                 f"whole numbers from 1 to {available}",
             )
-        if selection.batch_size < 1:
-            size = selection.batch_size
+        size = usual_batch if selection.batch_size is None else selection.batch_size
+        if size < 1:
             raise RequestRefused(f"a batch of {size} samples", "batch_size", size, "1 or more")
         chosen = pool
         if wanted < available:
@@ -99,7 +101,7 @@ class Batches:
             inputs=tuple(inputs),
             labels=labels,
             samples=torch.from_numpy(chosen),
-            size=fixed_batch or selection.batch_size,
+            size=fixed_batch or size,
             fixed=fixed_batch is not None,
         )
 

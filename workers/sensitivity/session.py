@@ -22,6 +22,7 @@ from workers.graph.units import UnitTable, find_units
 from workers.intake.dataset import Dataset, read_dataset
 from workers.intake.pt2 import read_model
 from workers.sensitivity.batches import Batches, Selection
+from workers.sensitivity.batching import batch_size_for
 from workers.sensitivity.exact import Setup
 from workers.sensitivity.prefixes import Prefixes
 from workers.sensitivity.reference import Reference, output_variance
@@ -124,11 +125,13 @@ def load_batches(path: str, loaded: LoadedModel, selection: Selection) -> Batche
     """
     inputs = loaded.model.inputs
     dataset = _CACHES.datasets.get((_identity(path), inputs), lambda: read_dataset(Path(path), inputs))
+    tensors = [dataset.inputs[info.name] for info in inputs]
     return Batches.of(
-        [dataset.inputs[info.name] for info in inputs],
+        tensors,
         dataset.labels,
         selection,
         fixed_batch=loaded.model.batch_size,
+        usual_batch=batch_size_for(loaded.model, tensors),
     )
 
 
