@@ -45,8 +45,8 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 WAYS = {
     "naive": "plain loop",
     "exact": "prefix reuse",
-    "stacked": "prefix reuse, candidates stacked",
-    "sketched": "prefix reuse, output changes kept",
+    "stacked": "  and stacking",
+    "sketched": "  and sketches",
 }
 
 
@@ -255,9 +255,7 @@ def show(result: Result, console: Console) -> None:
         f"{result.batch_size}, {result.threads} threads"
     )
     console.print(f"one float pass: {result.pass_wall_s:.3f} s, CPU {result.pass_cpu_s:.3f} s")
-    table = Table(
-        "", "seconds", "CPU seconds", "passes per entry", "CPU", "speed-up", "CPU", "equal bit for bit"
-    )
+    table = Table("", "seconds", "CPU", "passes", "CPU", "speed-up", "CPU", "equal")
     for name, title in WAYS.items():
         way: Way = getattr(result, name)
         numbers = (
@@ -267,12 +265,12 @@ def show(result: Result, console: Console) -> None:
             f"{way.passes_per_entry_cpu:.3f}",
             f"{way.speedup_wall:.2f}",
             f"{way.speedup_cpu:.2f}",
-            f"{way.equal_entries} of {result.entries}",
+            f"{way.equal_entries}/{result.entries}",
         )
         table.add_row(title, *numbers)
     console.print(table)
     console.print(
-        f"passes per entry: {result.expected_passes_per_entry:.3f} as planned, of it quantizing "
+        f"passes are per entry: {result.expected_passes_per_entry:.3f} as planned, of it quantizing "
         f"{result.quantizing_passes_per_entry_cpu:.3f} (CPU); {result.stacked_batches} batches stacked; "
         f"{result.sketch_numbers} numbers a sketch"
     )
