@@ -84,13 +84,17 @@ def test_a_failed_entry_leaves_nothing_wrong_behind(make_case, monkeypatch):
     assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
 
 
-def stacking_for(request, *, seconds=0.0, memory_bytes=1 << 30):
-    """One that finds stacked passes to take so long."""
+def stacking_for(request, *, slower_by=-1.0, memory_bytes=1 << 30):
+    """One that finds stacked passes to take so much longer than the plain ones."""
     setup = prepare(request)
     ticks = itertools.count()
-    return Stacking(
-        setup.program, setup.batches, memory_bytes=memory_bytes, clock=lambda: next(ticks) * seconds
+    stacking = Stacking(
+        setup.program,
+        setup.batches,
+        memory_bytes=memory_bytes,
+        clock=lambda: next(ticks) + slower_by * stacking.stacked,
     )
+    return stacking
 
 
 @pytest.mark.parametrize("memory_bytes", [1 << 30, 4000, 0])
@@ -128,7 +132,7 @@ def test_candidates_do_not_share_passes(make_case, refusal):
     request = case.request(batch_size=8 if refusal == "one batch" else 3)
     stacking = stacking_for(
         request,
-        seconds=1e6 if refusal == "slow" else 0.0,
+        slower_by=1e6 if refusal == "slow" else -1.0,
         memory_bytes=100 if refusal == "memory" else 1 << 30,
     )
     assert_equal_to_naive(request, 1 << 30, stacking)
