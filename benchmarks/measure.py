@@ -28,7 +28,7 @@ from rich.table import Table
 from workers.contracts import Candidate, MeasureRequest, Metric, Scheme
 from workers.graph.allocator import keep_freed_memory
 from workers.graph.describe import describe
-from workers.intake.pt2 import read_model
+from workers.intake.models import read_model
 from workers.sensitivity.exact import Setup, exact_costs, quantized
 from workers.sensitivity.naive import naive_costs
 from workers.sensitivity.prefixes import Prefixes

@@ -87,7 +87,7 @@ def inspect(context: click.Context, /, model: Path) -> None:
         import torch  # noqa: F401, PLC0415
 
         from workers.graph.describe import describe  # noqa: PLC0415
-        from workers.intake.pt2 import read_model  # noqa: PLC0415
+        from workers.intake.models import read_model  # noqa: PLC0415
     description = describe(read_model(model)).to_json()
     with model.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

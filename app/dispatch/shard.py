@@ -108,7 +108,7 @@ def _write_down(context: _Context, error: Exception) -> str:
 
 def _inspect(context: _Context) -> bool:
     from workers.graph.describe import describe  # noqa: PLC0415 - torch is for workers only
-    from workers.intake.pt2 import read_model  # noqa: PLC0415
+    from workers.intake.models import read_model  # noqa: PLC0415
 
     _limit_threads(context.settings)
     assert context.claim.model_id is not None
@@ -264,7 +264,7 @@ def preload(threads: int) -> None:
     import torch  # noqa: PLC0415 - torch is for workers only
 
     import workers.graph.describe  # noqa: PLC0415
-    import workers.intake.pt2  # noqa: PLC0415
+    import workers.intake.models  # noqa: PLC0415
     import workers.sensitivity.engine  # noqa: PLC0415
     import workers.verify.plan  # noqa: F401, PLC0415
 

@@ -95,7 +95,7 @@ def read_header(path: Path) -> DatasetHeader:
             )
         text = file.read(length)
     try:
-        tensors = _read_tensors(parse_json(memoryview(text), "header", _LIMITS), 8 + length, size)
+        tensors = read_tensors(parse_json(memoryview(text), "header", _LIMITS), 8 + length, size)
     except ModelRefused as refusal:
         raise DatasetRefused(
             f"the file is not in the safetensors format: {refusal.message}",
@@ -107,7 +107,7 @@ def read_header(path: Path) -> DatasetHeader:
     return DatasetHeader(samples=_count_samples(tensors), tensors=tensors)
 
 
-def _read_tensors(header: Json, begin: int, size: int) -> dict[str, StoredTensor]:
+def read_tensors(header: Json, begin: int, size: int) -> dict[str, StoredTensor]:
     """Name -> tensor; together they must cover the data without a gap or an overlap."""
     tensors = {
         name: _stored_tensor(name, entry, begin) for name, entry in header.fields() if name != "__metadata__"

@@ -20,7 +20,7 @@ from workers.graph.model import GraphModel
 from workers.graph.program import Program
 from workers.graph.units import UnitTable, find_units
 from workers.intake.dataset import Dataset, read_dataset
-from workers.intake.pt2 import read_model
+from workers.intake.models import read_model
 from workers.sensitivity.batches import Batches, Selection
 from workers.sensitivity.exact import Setup
 from workers.sensitivity.prefixes import Prefixes

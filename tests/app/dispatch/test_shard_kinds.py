@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import select
 
 import workers.graph.describe
-import workers.intake.pt2
+import workers.intake.models
 import workers.sensitivity.engine
 import workers.verify.plan
 from app.dispatch import shard
@@ -55,7 +55,7 @@ def play_inspection(monkeypatch, error=None):
             raise error
         return "a graph"
 
-    monkeypatch.setattr(workers.intake.pt2, "read_model", read_model)
+    monkeypatch.setattr(workers.intake.models, "read_model", read_model)
     monkeypatch.setattr(workers.graph.describe, "describe", lambda _model: DESCRIPTION)
 
 
