@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,18 +139,16 @@ def compare(request: MeasureRequest, console: Console) -> Result:
     prefixes = Prefixes(setup.program, setup.batches, memory_bytes=room)
     passes, plain, ours, quantizing = Clock(), Clock(), Clock(), Clock()
     float_pass(setup)
-    costs: tuple[Iterator[torch.Tensor], Iterator[torch.Tensor]] = (
-        naive_costs(setup, request.wanted),
-        exact_costs(setup, request.wanted, prefixes),
-    )
+    expected_costs = naive_costs(setup, request.wanted)
+    measured = exact_costs(setup, request.wanted, prefixes)
     equal = 0
     with console.status("measuring") as status:
         for number, entry in enumerate(request.wanted):
             if number % ENTRIES_PER_PASS == 0:
                 passes.time(lambda: float_pass(setup))
                 status.update(f"{number} of {len(request.wanted)} entries")
-            expected = plain.time(lambda: next(costs[0]))
-            equal += int(torch.equal(expected, ours.time(lambda: next(costs[1]))))
+            expected = plain.time(lambda: next(expected_costs))
+            equal += int(torch.equal(expected, ours.time(lambda: next(measured)).costs))
             quantizing.time(lambda entry=entry: quantized(setup.program, setup.table, [entry]))
     one_wall, one_cpu = statistics.median(passes.wall_s), statistics.median(passes.cpu_s)
     count = len(request.wanted)

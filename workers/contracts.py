@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from workers.errors import RequestRefused
+from workers.sampling import SampleBlock, SketchRequest
 
 MIN_BITS = 2
 MAX_BITS = 16
@@ -260,13 +261,19 @@ class ModelDescription:
 class Entry:
     """One finished measurement: the cost of one candidate in one unit, everything else float.
 
+    Measurements of blocks are combined by `workers.sensitivity.statistics.combine`.
+
     Args:
         size_bits: ``weights * bits``, the article's size.
         storage_bits: ``size_bits`` plus scales and zero points.
         mean: Mean cost over the samples, in the metric's unit.
-        standard_error: Of the mean, over samples (``None`` with a single sample).
-        samples: Number of samples measured.
+        standard_error: Of the mean, over samples (``None`` with less than two).
+        samples: Number of samples measured; 0 if no sample of a block has a label.
         seconds: Wall-clock time spent on this entry.
+        squares: Sum of the squared distances of the samples' costs from the mean.
+        block: The samples measured; ``None`` for all chosen ones.
+        sketch: The output change, little-endian float32, if it was asked for and is finite: inner products of two
+            entries' sketches estimate their interaction (`workers.sensitivity.gram`).
     """
 
     unit: str
@@ -279,6 +286,9 @@ class Entry:
     standard_error: float | None
     samples: int
     seconds: float
+    squares: float = 0.0
+    block: SampleBlock | None = None
+    sketch: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +306,8 @@ class MeasureRequest:
         batch_size: Samples per pass (ignored when the model's batch is fixed).
         memory_bytes: Bound on the live activations kept between passes.
         device: ``"auto"`` takes CUDA when there.
+        block: Which of the chosen samples to measure on; ``None`` for all.
+        sketch: Keep output changes; ``None`` for costs alone.
     """
 
     model_path: str
@@ -308,6 +320,8 @@ class MeasureRequest:
     batch_size: int = 32
     memory_bytes: int = 2 << 30
     device: str = "auto"
+    block: SampleBlock | None = None
+    sketch: SketchRequest | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,10 @@ PACKAGES = ("app", "solver", "workers", "migrations")
 TORCH_FREE = {
     "workers.contracts",
     "workers.errors",
+    "workers.sampling",
+    "workers.sensitivity.gram",
     "workers.sensitivity.sharding",
+    "workers.sensitivity.statistics",
     "workers.intake.dataset_header",
 }
 WEB = {"fastapi", "starlette", "uvicorn"}

@@ -42,7 +42,9 @@ class Override:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Step:
+class Step:
+    """One operator call, and the values that nothing needs after it."""
+
     node: Node
     target: Callable[..., Any]
     args: Any
@@ -83,7 +85,7 @@ class Program:
         )
         self._readers = self._first_readers()
         self._constants: dict[Node, Any] = dict(zip(self._flow.stored, self._stored(), strict=True))
-        with _computing(self.device):
+        with computing(self.device):
             for node in self._flow.constants:
                 self._compute(node, self._constants)
         self._kernels = self._find_kernels() if self.device.type == "cpu" else frozenset()
@@ -92,6 +94,16 @@ class Program:
     def __len__(self) -> int:
         """Number of steps."""
         return len(self._steps)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What `advance` runs."""
+        return self._steps
+
+    @property
+    def first_output(self) -> Any:
+        """The node of the model's first output (or a number)."""
+        return self._flow.outputs[0]
 
     @property
     def inputs(self) -> tuple[Node, ...]:
@@ -120,14 +132,9 @@ class Program:
         def value(node: Node) -> Any:
             return environment[node] if node in environment else values[node]
 
-        with _computing(self.device):
+        with computing(self.device):
             for step in self._steps[start:stop]:
-                try:
-                    environment[step.node] = step.target(
-                        *map_arg(step.args, value), **map_arg(step.kwargs, value)
-                    )
-                except Exception as error:
-                    raise _failure(step.node, error) from error
+                environment[step.node] = call(step, value)
                 for node in step.frees:
                     environment.pop(node, None)
 
@@ -148,9 +155,13 @@ class Program:
 
     def constant(self, node: Node) -> Tensor:
         """The value of a constant node, on the program's device."""
-        value = self._constants[node]
+        value = self.constant_value(node)
         assert isinstance(value, Tensor)
         return value
+
+    def constant_value(self, node: Node) -> Any:
+        """The value of a constant node, tensor or not."""
+        return self._constants[node]
 
     def override(self, changes: Mapping[Node, Tensor]) -> Override:
         """Replace constants; everything computed from them is computed again.
@@ -164,7 +175,7 @@ class Program:
         """
         values: dict[Node, Any] = dict(changes)
         affected = depends_on(self._flow.constants, changes)
-        with _computing(self.device):
+        with computing(self.device):
             for node in self._flow.constants:
                 if node in affected and node not in changes:
                     self._compute(node, values)
@@ -177,8 +188,8 @@ class Program:
         changed |= depends_on(self._flow.constants, changed)
         return min((self._readers[node] for node in changed if node in self._readers), default=len(self))
 
-    def _step(self, node: Node, frees: tuple[Node, ...]) -> _Step:
-        return _Step(
+    def _step(self, node: Node, frees: tuple[Node, ...]) -> Step:
+        return Step(
             node=node,
             target=_target(node),
             args=self._on_device(node.args),
@@ -249,8 +260,24 @@ class Program:
             ) from error
 
 
+def call(step: Step, value: Callable[[Node], Any]) -> Any:
+    """Run one step.
+
+    Args:
+        step: Which.
+        value: Gives the values of the nodes it reads.
+
+    Raises:
+        MeasurementFailed: The operator failed; names its node.
+    """
+    try:
+        return step.target(*map_arg(step.args, value), **map_arg(step.kwargs, value))
+    except Exception as error:
+        raise _failure(step.node, error) from error
+
+
 @contextmanager
-def _computing(device: torch.device) -> Iterator[None]:
+def computing(device: torch.device) -> Iterator[None]:
     """No gradients, no automatic casts: what runs is what the graph says."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.errors import RequestRefused
+from workers.sampling import SampleBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,14 @@ class Selection:
         indices: Which there are to choose from, ascending; ``None`` for all of the file.
         seed: Chooses them when there are more.
         batch_size: Samples per batch, unless the model's is fixed.
+        block: Which part of them, in random order; ``None`` for all.
     """
 
     samples: int | None
     indices: tuple[int, ...] | None = None
     seed: int
     batch_size: int
+    block: SampleBlock | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +73,8 @@ class Batches:
             fixed_batch: The model's batch if it is fixed.
 
         Raises:
-            RequestRefused: Less than one sample, or more than there are, or a batch of less than one sample.
+            RequestRefused: Less than one sample, or more than there are, a batch of less than one sample, or a
+                block that ends behind the last sample.
         """
         pool = _pool(selection.indices, len(inputs[0]))
         available = len(pool)
@@ -89,6 +93,8 @@ class Batches:
         if wanted < available:
             drawn = np.random.default_rng(selection.seed).choice(available, wanted, replace=False)
             chosen = pool[np.sort(drawn)]
+        if selection.block is not None:
+            chosen = _block_of(chosen, selection.block, selection.seed)
         return cls(
             inputs=tuple(inputs),
             labels=labels,
@@ -133,6 +139,19 @@ def _pool(indices: tuple[int, ...] | None, count: int) -> NDArray[np.int64]:
             f"ascending whole numbers from 0 to {count - 1}",
         )
     return pool
+
+
+def _block_of(chosen: NDArray[np.int64], block: SampleBlock, seed: int) -> NDArray[np.int64]:
+    """The samples of a block, ascending, so that the block of all samples is what no block is."""
+    if block.stop > len(chosen):
+        raise RequestRefused(
+            f"the block ends at {block.stop}, there are {len(chosen)} samples",
+            "block",
+            [block.start, block.stop],
+            f"a stop of at most {len(chosen)}",
+        )
+    order = np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))
+    return chosen[np.sort(order[block.start : block.stop])]
 
 
 def _rows(tensor: Tensor, numbers: Tensor) -> Tensor:

@@ -62,6 +62,11 @@ class Prefixes:
                 self._checkpoints[batch] = _Checkpoint(cut, environment, size)
                 self.peak_bytes = max(self.peak_bytes, self._used)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the environments of all batches at the cut are kept."""
+        return all(checkpoint.cut == self.cut for checkpoint in self._checkpoints)
+
     def environment(self, batch: int) -> Environment:
         """A batch's environment at the cut, free to be run on."""
         return self._run_on(batch, self._checkpoints[batch])

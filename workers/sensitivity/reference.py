@@ -1,7 +1,8 @@
 """The float model's outputs, which every quantized model is compared with."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from workers.contracts import Metric
 from workers.errors import MeasurementFailed, RequestRefused
 from workers.graph.program import Program
-from workers.sensitivity import metrics
+from workers.sampling import SketchForm, SketchRequest
+from workers.sensitivity import divergence, metrics
 from workers.sensitivity.batches import Batches
+from workers.sensitivity.sketches import Projection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,15 +26,29 @@ class Reference:
         batches: The samples.
         outputs: Per batch ``[kept, ...]``, or ``None`` where it has to be computed again.
         variance: Of all elements of all outputs; 1 for metrics that do not need it.
+        sample_shape: Shape of the output for one sample.
+        device: Where outputs are.
+        projection: From output changes to sketches, if those were asked for.
     """
 
     metric: Metric
     batches: Batches
     outputs: tuple[Tensor | None, ...]
     variance: float
+    sample_shape: tuple[int, ...]
+    device: torch.device
+    projection: Projection | None = None
 
     @classmethod
-    def measure(cls, program: Program, batches: Batches, metric: Metric, *, memory_bytes: int) -> Self:
+    def measure(
+        cls,
+        program: Program,
+        batches: Batches,
+        metric: Metric,
+        *,
+        memory_bytes: int,
+        variance: float | None = None,
+    ) -> Self:
         """Run the float model over all batches.
 
         Args:
@@ -39,6 +56,7 @@ class Reference:
             batches: The samples.
             metric: What will be compared; decides what is checked.
             memory_bytes: Bound on the outputs kept; batches beyond it are computed again when needed.
+            variance: What ``mse`` is related to, if not the variance of these outputs.
 
         Raises:
             RequestRefused: The metric does not suit the outputs, or needs labels that the data does not have.
@@ -55,26 +73,53 @@ class Reference:
         for batch in range(len(batches)):
             output = first_output(program.run(batches.inputs_of(batch)), batches, batch)
             check(metric, output, batches, batch)
-            if metric is Metric.MSE:
+            if metric is Metric.MSE and variance is None:
                 spread.add(output)
             room -= output.numel() * output.element_size()
             # A clone: the first output may be a view of something larger.
             outputs.append(output.clone() if room >= 0 else None)
-        variance = spread.variance() if metric is Metric.MSE else 1.0
-        return cls(metric=metric, batches=batches, outputs=tuple(outputs), variance=variance)
+        if variance is None:
+            variance = spread.variance() if metric is Metric.MSE else 1.0
+        return cls(
+            metric=metric,
+            batches=batches,
+            outputs=tuple(outputs),
+            variance=variance,
+            sample_shape=tuple(output.shape[1:]),
+            device=output.device,
+        )
+
+    def with_sketches(self, sketch: SketchRequest, seed: int) -> Self:
+        """The same, to compare outputs and to keep their changes.
+
+        Args:
+            sketch: What is kept.
+            seed: Draws the signs, together with the samples' numbers.
+        """
+        projection = Projection.of(
+            sketch,
+            rows=len(self.batches.samples) * self._positions,
+            classes=self.sample_shape[-1] if self.sample_shape else 1,
+            seed=(seed, *self.batches.samples.tolist()),
+            device=self.device,
+        )
+        return replace(self, projection=projection)
 
     @property
     def kept_bytes(self) -> int:
         """Memory that the outputs take."""
         return sum(output.numel() * output.element_size() for output in self.outputs if output is not None)
 
-    def costs(self, batch: int, output: Tensor, recompute: Callable[[], Tensor]) -> Tensor:
+    def costs(
+        self, batch: int, output: Tensor, recompute: Callable[[], Tensor], sketch: Tensor | None = None
+    ) -> Tensor:
         """Costs of a batch's samples.
 
         Args:
             batch: Which batch.
             output: ``[kept, ...]``, from `first_output` of the quantized model.
             recompute: Gives the float model's outputs where they were not kept.
+            sketch: From the projection's `start`; the batch's output change is added to it.
 
         Returns:
             ``[kept]``, float64, on the CPU; NaN for samples that have no label where the metric needs one.
@@ -82,8 +127,59 @@ class Reference:
         reference = self.outputs[batch]
         if reference is None:
             reference = recompute()
+        take = None if sketch is None else self._adding(sketch, batch)
         labels = self.batches.labels_of(batch) if self.metric is Metric.LOSS else None
+        return self._compared(reference, output, labels, take)
+
+    def finished(self, sketch: Tensor) -> bytes | None:
+        """A sketch to which all batches were added, as it is stored; ``None`` if it is not finite."""
+        assert self.projection is not None
+        rows = self.projection.rows
+        if self.metric is Metric.MSE:
+            scaled = sketch.double() / (rows * self.projection.classes * self.variance) ** 0.5
+        else:
+            scaled = sketch.double() / rows**0.5
+        values = scaled.flatten().float().cpu()
+        return values.numpy().astype("<f4").tobytes() if bool(values.isfinite().all()) else None
+
+    @property
+    def _positions(self) -> int:
+        """Rows per sample."""
+        return math.prod(self.sample_shape[:-1])
+
+    def _adding(self, sketch: Tensor, batch: int) -> divergence.TakeRows:
+        projection = self.projection
+        assert projection is not None
+        offset = batch * self.batches.size * self._positions
+        return lambda first, change: projection.add(sketch, offset + first, change)
+
+    @torch.inference_mode()
+    def _compared(
+        self, reference: Tensor, output: Tensor, labels: Tensor | None, take: divergence.TakeRows | None
+    ) -> Tensor:
+        form = SketchForm.HELLINGER if self.projection is None else self.projection.request.form
+        if self.metric is Metric.KL:
+            return divergence.kl(reference, output, form=form, take=take).cpu()
+        if take is not None and self.metric is Metric.MSE:
+            divergence.differences(reference, output, take)
+        elif take is not None:
+            divergence.kl(reference, output, form=form, take=take)
         return sample_costs(self.metric, reference, output, labels, self.variance)
+
+
+def output_variance(program: Program, batches: Batches) -> float:
+    """Variance of the float model's first outputs, all elements of all samples alike.
+
+    Raises:
+        MeasurementFailed: Outputs are not finite, or all the same.
+        RequestRefused: The first output is not one row of numbers per sample.
+    """
+    spread = Spread()
+    for batch in range(len(batches)):
+        output = first_output(program.run(batches.inputs_of(batch)), batches, batch)
+        check(Metric.MSE, output, batches, batch)
+        spread.add(output)
+    return spread.variance()
 
 
 class Spread:
@@ -125,7 +221,7 @@ def sample_costs(
 ) -> Tensor:
     """Costs per sample, ``[n]``, float64, on the CPU: see `workers.sensitivity.metrics`."""
     if metric is Metric.KL:
-        return metrics.kl(reference, output).cpu()
+        return divergence.kl(reference, output).cpu()
     if metric is Metric.MSE:
         return metrics.mse(metrics.squared_error(reference, output), variance).cpu()
     assert labels is not None

@@ -7,7 +7,7 @@ and time of change. Everything is bounded: few models and data sets, one referen
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -24,7 +24,7 @@ from workers.intake.models import read_model
 from workers.sensitivity.batches import Batches, Selection
 from workers.sensitivity.exact import Setup
 from workers.sensitivity.prefixes import Prefixes
-from workers.sensitivity.reference import Reference
+from workers.sensitivity.reference import Reference, output_variance
 
 T = TypeVar("T")
 
@@ -87,6 +87,7 @@ class LoadedModel:
 class _Caches:
     models: RecentlyUsed[LoadedModel] = field(default_factory=lambda: RecentlyUsed(2))
     datasets: RecentlyUsed[Dataset] = field(default_factory=lambda: RecentlyUsed(3))
+    variances: RecentlyUsed[float] = field(default_factory=lambda: RecentlyUsed(8))
     setups: RecentlyUsed[Setup] = field(default_factory=lambda: RecentlyUsed(1))
     prefixes: RecentlyUsed[Prefixes] = field(default_factory=lambda: RecentlyUsed(1))
 
@@ -149,9 +150,28 @@ def _prepare(request: MeasureRequest) -> Setup:
     )
     # The reference saves a pass per entry where the prefixes save a part of one: it goes first.
     reference = Reference.measure(
-        loaded.program, batches, Metric(request.metric), memory_bytes=request.memory_bytes // 2
+        loaded.program,
+        batches,
+        Metric(request.metric),
+        memory_bytes=request.memory_bytes // 2,
+        variance=_whole_variance(request, loaded),
     )
+    if request.sketch is not None:
+        reference = reference.with_sketches(request.sketch, request.seed)
     return Setup(program=loaded.program, table=loaded.table, batches=batches, reference=reference)
+
+
+def _whole_variance(request: MeasureRequest, loaded: LoadedModel) -> float | None:
+    """What errors on a block are related to, so that blocks can be combined; ``None`` where no block is asked for."""
+    if request.block is None or request.metric is not Metric.MSE:
+        return None
+    whole = replace(request, block=None, sketch=None)
+
+    def measured() -> float:
+        batches = load_batches(request.calibration_path, loaded, selection_of(whole))
+        return output_variance(loaded.program, batches)
+
+    return _CACHES.variances.get(_setup_key(whole), measured)
 
 
 def selection_of(request: MeasureRequest | PlanRequest) -> Selection:
@@ -161,6 +181,7 @@ def selection_of(request: MeasureRequest | PlanRequest) -> Selection:
         indices=request.indices,
         seed=request.seed,
         batch_size=request.batch_size,
+        block=request.block if isinstance(request, MeasureRequest) else None,
     )
 
 
@@ -181,7 +202,7 @@ def keep_prefixes(request: MeasureRequest, prefixes: Prefixes) -> None:
 
 def forget() -> None:
     """Drop everything that is kept."""
-    for cache in (_CACHES.prefixes, _CACHES.setups, _CACHES.datasets, _CACHES.models):
+    for cache in (_CACHES.prefixes, _CACHES.setups, _CACHES.variances, _CACHES.datasets, _CACHES.models):
         cache.clear()
 
 
@@ -215,6 +236,7 @@ def _setup_key(request: MeasureRequest) -> Hashable:
         _identity(request.calibration_path),
         request.metric,
         selection_of(request),
+        request.sketch,
         request.memory_bytes,
         str(resolve_device(request.device)),
     )

@@ -57,7 +57,7 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
     joined = {name: torch.cat(values) for name, values in costs.items()}
     if Metric.MSE in request.metrics:
         joined[Metric.MSE.value] = metrics.mse(joined[Metric.MSE.value], spread.variance())
-    return {name: summarize(values) for name, values in joined.items()}
+    return {name: summarize(values.numpy()) for name, values in joined.items()}
 
 
 def _outputs(program: Program, batches: Batches, override: Override) -> Iterator[tuple[Tensor, Tensor]]:
