@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.errors import RequestRefused
+from workers.errors import DatasetRefused, RequestRefused
+from workers.intake.dataset import PositionMask
 from workers.sampling import SampleBlock
 
 
@@ -47,6 +48,7 @@ class Batches:
         samples: Numbers of the samples in use, ascending.
         size: Samples per batch.
         fixed: Batches are filled up to ``size``.
+        mask: Which positions count; ``None``: all.
     """
 
     inputs: tuple[Tensor, ...]
@@ -54,6 +56,7 @@ class Batches:
     samples: Tensor
     size: int
     fixed: bool
+    mask: PositionMask | None = None
 
     @classmethod
     def of(
@@ -63,6 +66,7 @@ class Batches:
         selection: Selection,
         *,
         fixed_batch: int | None,
+        mask: PositionMask | None = None,
     ) -> Self:
         """Choose samples and cut them into batches.
 
@@ -71,6 +75,7 @@ class Batches:
             labels: Of the samples, or ``None``.
             selection: Which samples, and how many at a time.
             fixed_batch: The model's batch if it is fixed.
+            mask: Of the samples, or ``None``.
 
         Raises:
             RequestRefused: Less than one sample, or more than there are, a batch of less than one sample, or a
@@ -101,6 +106,7 @@ class Batches:
             samples=torch.from_numpy(chosen),
             size=fixed_batch or selection.batch_size,
             fixed=fixed_batch is not None,
+            mask=mask,
         )
 
     def __len__(self) -> int:
@@ -121,6 +127,33 @@ class Batches:
     def labels_of(self, batch: int) -> Tensor | None:
         """Labels of the samples that count."""
         return None if self.labels is None else _rows(self.labels, self._numbers(batch))
+
+    def counted_of(self, batch: int, output: Tensor) -> Tensor | None:
+        """Which positions of the samples that count do so themselves.
+
+        Args:
+            batch: Which batch.
+            output: ``[kept, positions..., C]``, of the model.
+
+        Returns:
+            ``[kept, positions...]``, boolean, on the output's device; ``None`` if all do.
+
+        Raises:
+            DatasetRefused: The data's own mask does not fit the output.
+        """
+        if self.mask is None:
+            return None
+        mask = self.mask.values
+        if mask.shape[1:] != output.shape[1:-1]:
+            if self.mask.required:
+                raise DatasetRefused(
+                    f"a position_mask of shape {tuple(mask.shape)} does not fit outputs of shape {tuple(output.shape)}",
+                    "position_mask",
+                    list(mask.shape),
+                    f"one value per sample and position: {list(output.shape[:-1])}",
+                )
+            return None
+        return _rows(mask, self._numbers(batch)).to(output.device)
 
     def _numbers(self, batch: int) -> Tensor:
         return self.samples[batch * self.size : (batch + 1) * self.size]

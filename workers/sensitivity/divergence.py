@@ -73,11 +73,16 @@ def _weights(counted: Tensor) -> Tensor:
     return flat / flat.mean(-1, keepdim=True)
 
 
-def differences(reference: Tensor, output: Tensor, take: TakeRows) -> None:
+def differences(reference: Tensor, output: Tensor, take: TakeRows, counted: Tensor | None = None) -> None:
     """Hand on the differences of outputs, row by row, as `kl` does its changes."""
     kind = torch.promote_types(torch.promote_types(reference.dtype, output.dtype), torch.float32)
+    weights = None if counted is None else _weights(counted).reshape(-1)
     for start, before, after in _chunks(reference, output):
-        take(start, after.to(kind) - before.to(kind))
+        change = after.to(kind) - before.to(kind)
+        if weights is not None:
+            weight = weights[start : start + len(change)]
+            change = torch.where(weight[:, None] > 0, change * weight.sqrt().to(kind)[:, None], 0.0)
+        take(start, change)
 
 
 def _chunks(reference: Tensor, output: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

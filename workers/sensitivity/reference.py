@@ -74,7 +74,7 @@ class Reference:
             output = first_output(program.run(batches.inputs_of(batch)), batches, batch)
             check(metric, output, batches, batch)
             if metric is Metric.MSE and variance is None:
-                spread.add(output)
+                spread.add(output, batches.counted_of(batch, output))
             room -= output.numel() * output.element_size()
             # A clone: the first output may be a view of something larger.
             outputs.append(output.clone() if room >= 0 else None)
@@ -129,7 +129,7 @@ class Reference:
             reference = recompute()
         take = None if sketch is None else self._adding(sketch, batch)
         labels = self.batches.labels_of(batch) if self.metric is Metric.LOSS else None
-        return self._compared(reference, output, labels, take)
+        return self._compared(reference, output, labels, take, counted=self.batches.counted_of(batch, output))
 
     def finished(self, sketch: Tensor) -> bytes | None:
         """A sketch to which all batches were added, as it is stored; ``None`` if it is not finite."""
@@ -155,16 +155,22 @@ class Reference:
 
     @torch.inference_mode()
     def _compared(
-        self, reference: Tensor, output: Tensor, labels: Tensor | None, take: divergence.TakeRows | None
+        self,
+        reference: Tensor,
+        output: Tensor,
+        labels: Tensor | None,
+        take: divergence.TakeRows | None,
+        *,
+        counted: Tensor | None,
     ) -> Tensor:
         form = SketchForm.HELLINGER if self.projection is None else self.projection.request.form
         if self.metric is Metric.KL:
-            return divergence.kl(reference, output, form=form, take=take).cpu()
+            return divergence.kl(reference, output, counted=counted, form=form, take=take).cpu()
         if take is not None and self.metric is Metric.MSE:
-            divergence.differences(reference, output, take)
+            divergence.differences(reference, output, take, counted)
         elif take is not None:
-            divergence.kl(reference, output, form=form, take=take)
-        return sample_costs(self.metric, reference, output, labels, self.variance)
+            divergence.kl(reference, output, counted=counted, form=form, take=take)
+        return sample_costs(self.metric, reference, output, labels, self.variance, counted=counted)
 
 
 def output_variance(program: Program, batches: Batches) -> float:
@@ -178,7 +184,7 @@ def output_variance(program: Program, batches: Batches) -> float:
     for batch in range(len(batches)):
         output = first_output(program.run(batches.inputs_of(batch)), batches, batch)
         check(Metric.MSE, output, batches, batch)
-        spread.add(output)
+        spread.add(output, batches.counted_of(batch, output))
     return spread.variance()
 
 
@@ -190,9 +196,9 @@ class Spread:
         self._mean = 0.0
         self._squares = 0.0
 
-    def add(self, values: Tensor) -> None:
-        """Take in the elements of a tensor."""
-        flat = values.double().flatten()
+    def add(self, values: Tensor, counted: Tensor | None = None) -> None:
+        """Take in the elements of a tensor ``[n, positions..., C]``, those of the positions that count."""
+        flat = (values if counted is None else values[counted]).double().flatten()
         count, mean = flat.numel(), float(flat.mean())
         difference, total = mean - self._mean, self._count + count
         self._squares += float((flat - mean).square().sum()) + difference**2 * self._count * count / total
@@ -216,16 +222,22 @@ class Spread:
 
 
 @torch.inference_mode()
-def sample_costs(
-    metric: Metric, reference: Tensor, output: Tensor, labels: Tensor | None, variance: float
+def sample_costs(  # noqa: PLR0913 - what a cost is made of
+    metric: Metric,
+    reference: Tensor,
+    output: Tensor,
+    labels: Tensor | None,
+    variance: float,
+    *,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Costs per sample, ``[n]``, float64, on the CPU: see `workers.sensitivity.metrics`."""
     if metric is Metric.KL:
-        return divergence.kl(reference, output).cpu()
+        return divergence.kl(reference, output, counted=counted).cpu()
     if metric is Metric.MSE:
-        return metrics.mse(metrics.squared_error(reference, output), variance).cpu()
+        return metrics.mse(metrics.squared_error(reference, output, counted), variance).cpu()
     assert labels is not None
-    return metrics.loss_rise(reference, output, labels.to(output.device)).cpu()
+    return metrics.loss_rise(reference, output, labels.to(output.device), counted).cpu()
 
 
 @torch.inference_mode()
@@ -240,7 +252,8 @@ def check(metric: Metric, output: Tensor, batches: Batches, batch: int) -> None:
     if metric is not Metric.MSE:
         metrics.require_classes(output, metric.value)
     first = int(batches.samples[batch * batches.size])
-    metrics.require_finite_outputs(output, first, distribution=metric is not Metric.MSE)
+    counted = batches.counted_of(batch, output)
+    metrics.require_finite_outputs(output, first, distribution=metric is not Metric.MSE, counted=counted)
     labels = batches.labels_of(batch)
     if metric is Metric.LOSS and labels is not None:
         metrics.require_labels(output, labels)

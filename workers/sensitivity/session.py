@@ -129,6 +129,7 @@ def load_batches(path: str, loaded: LoadedModel, selection: Selection) -> Batche
         dataset.labels,
         selection,
         fixed_batch=loaded.model.batch_size,
+        mask=dataset.mask,
     )
 
 

@@ -51,8 +51,10 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
     for batch, (reference, output) in enumerate(_outputs(loaded.program, batches, override)):
         for metric in request.metrics:
             check(metric, reference, batches, batch)
-        spread.add(reference)
-        for name, values in _compare(request.metrics, reference, output, batches.labels_of(batch)).items():
+        counted = batches.counted_of(batch, output)
+        spread.add(reference, counted)
+        labels = batches.labels_of(batch)
+        for name, values in _compare(request.metrics, reference, output, labels, counted).items():
             costs[name].append(values.cpu())
     joined = {name: torch.cat(values) for name, values in costs.items()}
     if Metric.MSE in request.metrics:
@@ -72,20 +74,24 @@ def _outputs(program: Program, batches: Batches, override: Override) -> Iterator
 
 @torch.inference_mode()
 def _compare(
-    wanted: tuple[Metric, ...], reference: Tensor, output: Tensor, labels: Tensor | None
+    wanted: tuple[Metric, ...],
+    reference: Tensor,
+    output: Tensor,
+    labels: Tensor | None,
+    counted: Tensor | None,
 ) -> dict[str, Tensor]:
     """Values per sample; squared errors where ``mse`` is wanted, since the variance is known at the end only."""
     found: dict[str, Tensor] = {}
     labels = None if labels is None else labels.to(output.device)
     for metric in wanted:
         if metric is Metric.MSE:
-            found[metric.value] = metrics.squared_error(reference, output)
+            found[metric.value] = metrics.squared_error(reference, output, counted)
         else:
-            found[metric.value] = sample_costs(metric, reference, output, labels, 1.0)
+            found[metric.value] = sample_costs(metric, reference, output, labels, 1.0, counted=counted)
     if output.dim() > 1 and output.shape[-1] > 1:
-        found["top1_agreement"] = metrics.top1_agreement(reference, output)
+        found["top1_agreement"] = metrics.top1_agreement(reference, output, counted)
         if labels is not None:
             metrics.require_labels(output, labels)
-            found["top1_accuracy"] = metrics.top1_accuracy(output, labels)
-            found["float_top1_accuracy"] = metrics.top1_accuracy(reference, labels)
+            found["top1_accuracy"] = metrics.top1_accuracy(output, labels, counted)
+            found["float_top1_accuracy"] = metrics.top1_accuracy(reference, labels, counted)
     return found
