@@ -24,6 +24,8 @@ from typing import Any, Self
 
 import httpx
 
+from workers.intake.packing import packed
+
 Document = dict[str, Any]
 Progress = Callable[[int], None]
 """Called with the bytes sent so far."""
@@ -133,11 +135,11 @@ class Client:
     def upload_model(
         self, path: str | os.PathLike[str], *, name: str | None = None, progress: Progress | None = None
     ) -> Document:
-        """Upload a ``.pt2`` file, streamed, its SHA-256 with it; a file the service has is not stored twice.
+        """Upload a model, streamed, its SHA-256 with it; a file the service has is not stored twice.
 
         Args:
-            path: The file.
-            name: What to call it; the file's name if not given.
+            path: A ``.pt2`` file, or a Hugging Face folder, which is packed first.
+            name: What to call it; the file's or folder's name if not given.
             progress: Called with the bytes sent so far.
 
         Returns:
@@ -145,8 +147,10 @@ class Client:
 
         Raises:
             ApiProblem: The file was refused.
+            ModelRefused: The folder is not a model.
         """
-        document = self._upload("models", Path(path), name, progress)
+        with packed(Path(path)) as file:
+            document = self._upload("models", file, name or Path(path).name, progress)
         pause_s = _SHORTEST_PAUSE_S
         while document["state"] == "inspecting":
             time.sleep(pause_s)

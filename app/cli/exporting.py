@@ -20,6 +20,7 @@ from app.cli.command import Command
 from app.cli.failures import needs
 from app.cli.output import json_flag, output_of
 from app.report import quantities
+from workers.intake.packing import pack_folder
 
 _EXAMPLE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d+))?")
 
@@ -84,7 +85,32 @@ def export(
         out.console.print(_words(document))
 
 
-COMMANDS = (export,)
+@click.command(
+    cls=Command,
+    examples=("bitwright pack smollm2/ --out smollm2.zip",),
+)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--out", "target", type=click.Path(path_type=Path), help="Where to write; FOLDER.zip if not given."
+)
+@json_flag
+@click.pass_context
+def pack(context: click.Context, /, folder: Path, target: Path | None) -> None:
+    """Pack a Hugging Face folder to the one file that the service reads.
+
+    Its config.json and safetensors are packed, and nothing else. The same folder always gives the same bytes. The other
+    commands pack folders by themselves; this is for uploads by other clients and for registering by location.
+    """
+    out = output_of(context)
+    target = target or Path(f"{folder.resolve().name}.zip")
+    pack_folder(folder, target)
+    document = {"path": str(target), "size_bytes": target.stat().st_size}
+    out.document(document)
+    if out.json_target is None:
+        out.console.print(f"[bold]{escape(str(target))}[/]: {quantities.size(8 * target.stat().st_size)}")
+
+
+COMMANDS = (export, pack)
 
 
 def _words(document: dict[str, Any]) -> str:

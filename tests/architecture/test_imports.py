@@ -19,6 +19,7 @@ TORCH_FREE = {
     "workers.sensitivity.sharding",
     "workers.sensitivity.statistics",
     "workers.intake.dataset_header",
+    "workers.intake.packing",
 }
 WEB = {"fastapi", "starlette", "uvicorn"}
 DASK = {"dask", "distributed"}

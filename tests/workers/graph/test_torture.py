@@ -196,8 +196,12 @@ CASES = {
     "recurrent": (
         Recurrent,
         TOKENS,
-        [("head.weight", "linear", 0, 1, 7 * 48, (), False)],
-        ["r.weight_ih_l0", "r.weight_hh_l0"],
+        [
+            ("r.weight_hh_l0", "lstm", 0, 1, 7 * 64 * 16, (), False),
+            ("r.weight_ih_l0", "lstm", 0, 1, 7 * 64 * 16, (), False),
+            ("head.weight", "linear", 0, 1, 7 * 48, (), False),
+        ],
+        [],
     ),
     "convolutions": (
         Convolutions,
@@ -301,6 +305,10 @@ def test_variants_in_one_pass(case, graph_of):
     program = Program(graph_of(make(), (example,)))
     wrong = set()
     for unit in find_units(program.model).units:
+        if unit.info.operator == "lstm":  # several results at once: measured one candidate after the other
+            with pytest.raises(MeasurementFailed, match="several values"):
+                stacked_and_plain(program, unit, (example,), 3)
+            continue
         stacked, plain = stacked_and_plain(program, unit, (example,), 3)
         assert [one.shape for one in stacked] == [other.shape for other in plain]
         assert not torch.allclose(stacked[0], stacked[1], rtol=1e-2, atol=1e-3)
