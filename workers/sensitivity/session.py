@@ -17,6 +17,7 @@ from workers.contracts import MeasureRequest, Metric, PlanRequest
 from workers.errors import RequestRefused
 from workers.graph.allocator import keep_freed_memory
 from workers.graph.model import GraphModel
+from workers.graph.precision import in_float32
 from workers.graph.program import Program
 from workers.graph.units import UnitTable, find_units
 from workers.intake.dataset import Dataset, read_dataset
@@ -108,7 +109,7 @@ def load_model(path: str, device: str) -> LoadedModel:
         keep_freed_memory()
 
     def load() -> LoadedModel:
-        model = read_model(Path(path))
+        model = in_float32(read_model(Path(path)))
         return LoadedModel(model=model, program=Program(model, where), table=find_units(model))
 
     return _CACHES.models.get((_identity(path), str(where)), load)
