@@ -306,6 +306,7 @@ class MeasureRequest:
         batch_size: Samples per pass (ignored when the model's batch is fixed).
         memory_bytes: Bound on the live activations kept between passes.
         device: ``"auto"`` takes CUDA when there.
+        output: Name or index of the output that is compared; ``None``: the first floating-point one of the samples.
         block: Which of the chosen samples to measure on; ``None`` for all.
         sketch: Keep output changes; ``None`` for costs alone.
     """
@@ -320,6 +321,7 @@ class MeasureRequest:
     batch_size: int = 32
     memory_bytes: int = 2 << 30
     device: str = "auto"
+    output: str | None = None
     block: SampleBlock | None = None
     sketch: SketchRequest | None = None
 
@@ -331,6 +333,7 @@ class PlanRequest:
     Args:
         choices: Unit name -> candidate; units not named stay in float.
         indices: Which samples of the file there are to choose from, as in `MeasureRequest`.
+        output: As in `MeasureRequest`.
     """
 
     model_path: str
@@ -342,6 +345,7 @@ class PlanRequest:
     indices: tuple[int, ...] | None = None
     batch_size: int = 32
     device: str = "auto"
+    output: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

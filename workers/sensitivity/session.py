@@ -17,6 +17,7 @@ from workers.contracts import MeasureRequest, Metric, PlanRequest
 from workers.errors import RequestRefused
 from workers.graph.allocator import keep_freed_memory
 from workers.graph.model import GraphModel
+from workers.graph.outputs import choose_output
 from workers.graph.precision import in_float32
 from workers.graph.program import Program
 from workers.graph.units import UnitTable, find_units
@@ -96,8 +97,8 @@ class _Caches:
 _CACHES = _Caches()
 
 
-def load_model(path: str, device: str) -> LoadedModel:
-    """A model file, ready to run on a device (``"auto"``: CUDA when there).
+def load_model(path: str, device: str, output: str | None = None) -> LoadedModel:
+    """A model file, ready to run on a device (``"auto"``: CUDA when there), with the output to compare put first.
 
     Raises:
         ModelRefused: The file breaks a rule of the reader.
@@ -109,10 +110,10 @@ def load_model(path: str, device: str) -> LoadedModel:
         keep_freed_memory()
 
     def load() -> LoadedModel:
-        model = in_float32(read_model(Path(path)))
+        model = choose_output(in_float32(read_model(Path(path))), output)
         return LoadedModel(model=model, program=Program(model, where), table=find_units(model))
 
-    return _CACHES.models.get((_identity(path), str(where)), load)
+    return _CACHES.models.get((_identity(path), str(where), output), load)
 
 
 def load_batches(path: str, loaded: LoadedModel, selection: Selection) -> Batches:
@@ -144,7 +145,7 @@ def prepare(request: MeasureRequest) -> Setup:
 
 
 def _prepare(request: MeasureRequest) -> Setup:
-    loaded = load_model(request.model_path, request.device)
+    loaded = load_model(request.model_path, request.device, request.output)
     batches = load_batches(
         request.calibration_path,
         loaded,
@@ -236,6 +237,7 @@ def _setup_key(request: MeasureRequest) -> Hashable:
     return (
         _identity(request.model_path),
         _identity(request.calibration_path),
+        request.output,
         request.metric,
         selection_of(request),
         request.sketch,

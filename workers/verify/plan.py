@@ -35,7 +35,7 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
         MeasurementFailed: The float model's outputs are not finite, or an operator failed.
         OSError: A file cannot be read.
     """
-    loaded = load_model(request.model_path, request.device)
+    loaded = load_model(request.model_path, request.device, request.output)
     batches = load_batches(
         request.data_path,
         loaded,
