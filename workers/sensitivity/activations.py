@@ -25,17 +25,8 @@ Choices = Sequence[tuple[str, Candidate]]
 
 
 ACTIVATION_SCHEME = Scheme(granularity=PerTensor(), symmetric=False, range_method=RangeMethod.MSE)
-"""Per tensor, asymmetric, the range of least squared error.
-
-EfficientNet-Lite0, all 50 units' inputs quantized, KL in nats to float over 32 images (ranges from 32 others):
-
-| range            | 8 bits | 6 bits | 4 bits | 3 bits |
-|------------------|--------|--------|--------|--------|
-| minmax           | .0061  | .103   | 1.06   | 3.45   |
-| percentile:0.01  | .0045  | .073   | .72    | 2.84   |
-| percentile:0.1   | .0232  | .093   | .62    | 2.34   |
-| mse              | .0037  | .073   | .62    | 1.36   |
-"""
+"""Per tensor, asymmetric, the range of least squared error: best or as good as the best at 3, 4, 6 and 8 bits on
+EfficientNet-Lite0 (``docs/activations.md`` has the comparison)."""
 
 
 class ActivationRanges:
