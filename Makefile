@@ -58,7 +58,8 @@ types: $(DEV) ## Check types
 
 check: lint types test ## Everything that must pass: format, style, types, imports, tests
 
-bench: $(DEV) ## Measure speed and plan quality on EfficientNet-Lite0 (ARGS="--quick": one scheme, few samples)
+bench: $(DEV) ## Measure the solver, and speed and plan quality on EfficientNet-Lite0 (ARGS="--quick": one scheme, few samples)
+	@$(PY) benchmarks/solver.py --quick
 	@$(PY) benchmarks/measure.py
 	@$(PY) benchmarks/plan_quality.py $(ARGS)
 

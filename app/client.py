@@ -21,10 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
-Document = dict[str, Any]
+from app.client_errors import ApiProblem, ClientError, Document, Unreachable
+from workers.intake.packing import packed
+
+__all__ = ["ApiProblem", "Client", "ClientError", "JobUpdate", "Unreachable"]
+
 Progress = Callable[[int], None]
 """Called with the bytes sent so far."""
 
@@ -35,44 +40,6 @@ PATIENCE_S = 60.0
 """How long `Client.watch` goes on trying while the service cannot be reached, in seconds."""
 _SHORTEST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
-
-
-class ClientError(Exception):
-    """Root of the client's errors.
-
-    ClientError
-    ├── ApiProblem    the service answered with a problem document
-    └── Unreachable   the service could not be reached, or answered with something else
-    """
-
-
-class ApiProblem(ClientError):
-    """The service refused a request.
-
-    Args:
-        document: The problem document: type, title, status, detail, and where they apply field, value, allowed.
-    """
-
-    def __init__(self, document: Document) -> None:
-        super().__init__(document)
-        self.document = document
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return int(self.document.get("status", 500))
-
-    @property
-    def kind(self) -> str:
-        """The last part of the problem's type, e.g. ``not-found``."""
-        return str(self.document.get("type", "")).rpartition(":")[2]
-
-    def __str__(self) -> str:
-        return str(self.document.get("detail") or self.document.get("title") or self.document)
-
-
-class Unreachable(ClientError):
-    """The service could not be reached, or what answered is not the service."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +64,7 @@ class Client:
     """One connection pool to one service.
 
     Args:
-        base_url: Where the service is, without ``/v1``.
+        base_url: Where the service is, with or without ``/v1``.
         timeout_s: For connecting and for each wait for data, in seconds.
         transport: For tests.
     """
@@ -109,11 +76,15 @@ class Client:
         timeout_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
+        self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self._timeout_s = timeout_s
-        self._http = httpx.Client(
-            base_url=f"{self.base_url}/v1/", timeout=timeout_s, transport=transport, follow_redirects=True
-        )
+        url = f"{self.base_url}/v1/"
+        try:
+            self._http = httpx.Client(
+                base_url=url, timeout=timeout_s, transport=transport, follow_redirects=True
+            )
+        except httpx.InvalidURL as error:
+            raise Unreachable(f"{self.base_url!r} is no address: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -133,11 +104,11 @@ class Client:
     def upload_model(
         self, path: str | os.PathLike[str], *, name: str | None = None, progress: Progress | None = None
     ) -> Document:
-        """Upload a ``.pt2`` file, streamed, its SHA-256 with it; a file the service has is not stored twice.
+        """Upload a model, streamed, its SHA-256 with it; a file the service has is not stored twice.
 
         Args:
-            path: The file.
-            name: What to call it; the file's name if not given.
+            path: A ``.pt2`` file, or a Hugging Face folder, which is packed first.
+            name: What to call it; the file's or folder's name if not given.
             progress: Called with the bytes sent so far.
 
         Returns:
@@ -145,8 +116,10 @@ class Client:
 
         Raises:
             ApiProblem: The file was refused.
+            ModelRefused: The folder is not a model.
         """
-        document = self._upload("models", Path(path), name, progress)
+        with packed(Path(path)) as file:
+            document = self._upload("models", file, name or Path(path).name, progress)
         pause_s = _SHORTEST_PAUSE_S
         while document["state"] == "inspecting":
             time.sleep(pause_s)
@@ -164,7 +137,7 @@ class Client:
 
     def model(self, model_id: str) -> Document:
         """A model with its units."""
-        return self._get(f"models/{model_id}")
+        return self._get(f"models/{_segment(model_id)}")
 
     def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Document:
         """Create a job.
@@ -204,23 +177,23 @@ class Client:
         """
         headers = {} if wait_s is None else {"Prefer": f"wait={wait_s:g}"}
         timeout_s = self._timeout_s + (wait_s or 0)
-        return _document(self._send("GET", f"jobs/{job_id}", headers=headers, timeout=timeout_s))
+        return _document(self._send("GET", f"jobs/{_segment(job_id)}", headers=headers, timeout=timeout_s))
 
     def cancel(self, job_id: str) -> Document:
         """Stop a job; what it has measured is kept."""
-        return _document(self._send("POST", f"jobs/{job_id}/cancel"))
+        return _document(self._send("POST", f"jobs/{_segment(job_id)}/cancel"))
 
     def result(self, job_id: str) -> Document:
         """The result document; while the job runs, with what is there so far."""
-        return self._get(f"jobs/{job_id}/result")
+        return self._get(f"jobs/{_segment(job_id)}/result")
 
     def sensitivities(self, job_id: str) -> Document:
         """The measured sensitivities."""
-        return self._get(f"jobs/{job_id}/sensitivities")
+        return self._get(f"jobs/{_segment(job_id)}/sensitivities")
 
     def frontier(self, job_id: str) -> Document:
         """The best predicted cost at every size."""
-        return self._get(f"jobs/{job_id}/frontier")
+        return self._get(f"jobs/{_segment(job_id)}/frontier")
 
     def create_plan(self, job_id: str, request: Mapping[str, Any]) -> Document:
         """A plan for another budget, pin or tie, on the stored measurements.
@@ -229,11 +202,11 @@ class Client:
             job_id: Whose measurements.
             request: budget and what else `POST /v1/jobs/{id}/plans` takes.
         """
-        return _document(self._send("POST", f"jobs/{job_id}/plans", json=dict(request)))
+        return _document(self._send("POST", f"jobs/{_segment(job_id)}/plans", json=dict(request)))
 
     def plan(self, plan_id: str) -> Document:
         """A plan."""
-        return self._get(f"plans/{plan_id}")
+        return self._get(f"plans/{_segment(plan_id)}")
 
     def watch(self, job_id: str, *, patience_s: float = PATIENCE_S) -> Iterator[JobUpdate]:
         """Follow a job until it ends.
@@ -284,7 +257,7 @@ class Client:
             timeout = httpx.Timeout(self._timeout_s, read=2 * self._timeout_s)
             accept = {"Accept": "text/event-stream"}
             with self._http.stream(
-                "GET", f"jobs/{job_id}/events", headers=accept, timeout=timeout
+                "GET", f"jobs/{_segment(job_id)}/events", headers=accept, timeout=timeout
             ) as response:
                 if "text/event-stream" not in response.headers.get("content-type", ""):
                     return
@@ -326,6 +299,20 @@ class Client:
         if response.is_error:
             raise ApiProblem(_document_of(response))
         return response
+
+
+def _segment(identifier: str) -> str:
+    """An id as one segment of a path, whatever it holds.
+
+    Raises:
+        ApiProblem: It is empty (a shell variable that was not set) or one that paths drop; it would name the collection.
+    """
+    if identifier in ("", ".", ".."):
+        problem = {"type": "urn:bitwright:problem:not-found", "title": "Not found", "status": 404}
+        raise ApiProblem(
+            {**problem, "detail": f"{identifier!r} is no id", "field": "id", "value": identifier}
+        )
+    return quote(identifier, safe="")
 
 
 def _chunks(read: Callable[[int], bytes], progress: Progress | None) -> Iterator[bytes]:

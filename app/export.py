@@ -112,7 +112,8 @@ def write_dataset(
         The shape of each tensor written.
 
     Raises:
-        DatasetRefused: No input, no samples, different numbers of samples, or a value that is not finite.
+        DatasetRefused: No input, no samples, different numbers of samples, a value that is not finite, or labels
+            that are no whole numbers.
     """
     import torch  # noqa: PLC0415
     from safetensors.torch import save_file  # noqa: PLC0415
@@ -125,7 +126,15 @@ def write_dataset(
             f"an input may not be called {LABELS!r}; pass labels by their own argument", "inputs", LABELS
         )
     if labels is not None:
-        tensors[LABELS] = torch.as_tensor(labels).detach().cpu().to(torch.int64)
+        classes = torch.as_tensor(labels).detach().cpu()
+        if classes.is_floating_point() or classes.is_complex():  # a cast would make class 0 of a probability
+            raise DatasetRefused(
+                f"the labels are {classes.dtype}; they are class numbers",
+                LABELS,
+                str(classes.dtype),
+                "integers",
+            )
+        tensors[LABELS] = classes.to(torch.int64)
     _check_samples(tensors)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

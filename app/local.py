@@ -34,6 +34,7 @@ from app.modelfiles import service as models
 from app.models import JobState, ModelState
 from app.results import VERSION, job_result
 from app.settings import Settings
+from workers.intake.packing import packed
 
 OnUpdate = Callable[[JobUpdate], None]
 
@@ -132,7 +133,7 @@ def _arrived(store: ArtifactStore, settings: Settings, path: Path) -> Iterator[A
 
 
 def _register_model(database: Database, store: ArtifactStore, settings: Settings, path: Path) -> str:
-    with _arrived(store, settings, path) as arrived:
+    with packed(path) as file, _arrived(store, settings, file) as arrived:
         return models.register(database, store, arrived, path.name).id
 
 

@@ -16,10 +16,11 @@ from app.models import Dataset, Job, Model, Plan, PlanRole, utc_now
 from app.plans import repository as plans
 from app.plans.planner import Search
 from app.plans.service import job_spec, search_of
-from app.sensitivities import repository as sensitivities
+from app.sensitivities.knowledge import is_complete, known, row_json
 from workers.contracts import ModelDescription
 
 VERSION = version("bitwright")
+_ORIGINS = {PlanRole.UNIFORM: "uniform", PlanRole.ALTERNATIVE: "interactions"}
 
 
 def job_result(session: Session, job: Job) -> dict[str, Any]:
@@ -33,9 +34,10 @@ def job_result(session: Session, job: Job) -> dict[str, Any]:
     evaluation = session.get_one(Dataset, job.evaluation_dataset_id) if job.evaluation_dataset_id else None
     assert model.description is not None
     description = ModelDescription.from_json(model.description)
-    rows = sensitivities.of_job(session, job.id)
-    complete = bool(rows) and len(rows) == sensitivities.total(session, job.id)
+    rows = known(session, job, description)
+    complete = is_complete(session, job, description)
     requested = [plan_json(p, description) for p in plans.of_job(session, job.id, PlanRole.REQUESTED)]
+    others = [plan_json(p, description) for p in plans.of_job(session, job.id, PlanRole.ALTERNATIVE)]
     uniform = [plan_json(p, description) for p in plans.of_job(session, job.id, PlanRole.UNIFORM)]
     return {
         "bitwright": VERSION,
@@ -49,8 +51,9 @@ def job_result(session: Session, job: Job) -> dict[str, Any]:
         "settings": {**job.request, "evaluation_dataset": job.evaluation_dataset_id},
         **_handed_over(requested),
         "plans": requested,
+        "alternatives": others,
         "baselines": sorted(uniform, key=lambda plan: (plan["size_bits"] or 0, plan["id"])),
-        "sensitivities": [asdict(row) for row in rows],
+        "sensitivities": [row_json(row) for row in rows],
         "units": [_unit_json(unit) for unit in model.description["units"]],
         "frontier": frontier_json(search_of(session, job, job_spec(job.request))) if complete else [],
         "seconds": _seconds(job),
@@ -77,7 +80,7 @@ def plan_json(plan: Plan, description: ModelDescription) -> dict[str, Any]:
         "size_bits": plan.size_bits,
         "file_size_bits": plan.file_size_bits,
         "average_bits": plan.size_bits / searched if plan.size_bits is not None and searched else None,
-        "origin": plan.solver.get("origin", "uniform" if plan.role is PlanRole.UNIFORM else "search"),
+        "origin": plan.solver.get("origin", _ORIGINS.get(plan.role, "search")),
         "solver": solver,
         "choices": plan.choices,
         "predicted": plan.predicted,

@@ -65,8 +65,16 @@ async def announced(
 
     Raises:
         InvalidRequest: A hash is malformed, or two of them differ.
-        UnsupportedMedia: The body is neither a file nor a reference to one.
+        UnsupportedMedia: The body is neither a file nor a reference to one, or it is compressed on the way.
     """
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMedia(
+            f"a body encoded as {encoding!r} is not read here",
+            "Content-Encoding",
+            encoding,
+            "identity: the file as it is",
+        )
     content_type = request.headers.get("Content-Type", _STREAMED)
     content_type = content_type.partition(";")[0].strip().lower()
     if content_type not in (_STREAMED, _REFERENCE):

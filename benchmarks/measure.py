@@ -1,8 +1,9 @@
 """Measuring by prefix reuse against the plain loop: time, equality, memory.
 
-Every entry (unit, candidate) is measured both ways, one right after the other, so that a busy machine
-disturbs both alike. Times are given in units of one float pass over the calibration samples, passes being
-timed now and then in between. The costs must be equal bit for bit; the program ends with 1 if they are not.
+Every entry (unit, candidate) is measured in all ways, unit by unit, one right after the other, so that a busy machine
+disturbs all alike: by the plain loop; by prefix reuse; with candidates stacked in one pass where that is faster;
+with output changes kept. Times are also given in units of one float pass over the calibration samples, passes being
+timed in between. The costs must be equal bit for bit; the program ends with 1 if they are not.
 Without arguments it builds EfficientNet-Lite0 and photos from installed packages (see
 ``examples/efficientnet_lite0.py``)::
 
@@ -16,8 +17,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +31,23 @@ from rich.table import Table
 from workers.contracts import Candidate, MeasureRequest, Metric, Scheme
 from workers.graph.allocator import keep_freed_memory
 from workers.graph.describe import describe
-from workers.intake.pt2 import read_model
+from workers.intake.models import read_model
+from workers.sampling import SketchRequest
 from workers.sensitivity.exact import Setup, exact_costs, quantized
 from workers.sensitivity.naive import naive_costs
 from workers.sensitivity.prefixes import Prefixes
 from workers.sensitivity.session import prepare
 from workers.sensitivity.sharding import work
+from workers.sensitivity.stacking import Stacking
 
 MIB = 1 << 20
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-ENTRIES_PER_PASS = 20
+WAYS = {
+    "naive": "plain loop",
+    "exact": "prefix reuse",
+    "stacked": "  and stacking",
+    "sketched": "  and sketches",
+}
 
 
 @dataclass
@@ -57,24 +67,37 @@ class Clock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way of measuring. Passes are in units of one float pass over the samples."""
+
+    wall_s: float
+    cpu_s: float
+    passes_per_entry_wall: float
+    passes_per_entry_cpu: float
+    speedup_wall: float
+    speedup_cpu: float
+    equal_entries: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run found. Passes are in units of one float pass over the samples."""
+    """What a run found."""
 
     samples: int
+    batch_size: int
     units: int
     entries: int
     threads: int
     pass_wall_s: float
     pass_cpu_s: float
-    naive_passes_per_entry_wall: float
-    naive_passes_per_entry_cpu: float
-    ours_passes_per_entry_wall: float
-    ours_passes_per_entry_cpu: float
+    naive: Way
+    exact: Way
+    stacked: Way
+    sketched: Way
+    stacked_batches: int
+    sketch_numbers: int
     expected_passes_per_entry: float
     quantizing_passes_per_entry_cpu: float
-    speedup_wall: float
-    speedup_cpu: float
-    equal_entries: int
     kept_values_mib: float
     kept_outputs_mib: float
     peak_process_mib: float
@@ -93,6 +116,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--scheme", default="channel-asymmetric", help="quantizer (default: channel-asymmetric)"
     )
+    parser.add_argument("--units", type=int, help="measure only so many units, evenly spread (default: all)")
     parser.add_argument("--metric", default="kl", choices=[m.value for m in Metric], help="default: kl")
     parser.add_argument("--memory", type=int, default=2048, help="MiB for values kept between passes (2048)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
@@ -115,6 +139,8 @@ def request_of(options: argparse.Namespace, folder: Path) -> MeasureRequest:
     scheme = Scheme.parse(options.scheme)
     candidates = [Candidate(bits=int(bits), scheme=scheme) for bits in options.candidates.split(",")]
     units = describe(read_model(model)).units
+    if options.units is not None:
+        units = units[:: max(1, len(units) // options.units)]
     return MeasureRequest(
         model_path=str(model),
         calibration_path=str(calibration),
@@ -132,46 +158,91 @@ def float_pass(setup: Setup) -> None:
         setup.program.run(setup.batches.inputs_of(batch))
 
 
+@dataclass
+class Comparison:
+    """Entries measured in several ways, unit by unit."""
+
+    setup: Setup
+    request: MeasureRequest
+    clocks: dict[str, Clock] = field(default_factory=lambda: {way: Clock() for way in WAYS})
+    equal: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WAYS, 0))
+    passes: Clock = field(default_factory=Clock)
+    quantizing: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        memory, setup = self.request.memory_bytes, self.setup
+        room = max(0, memory - setup.reference.kept_bytes)
+        self.stacking = Stacking(setup.program, setup.batches, memory_bytes=memory)
+        self.prefixes = {
+            way: Prefixes(setup.program, setup.batches, memory_bytes=room) for way in WAYS if way != "naive"
+        }
+        sketching = setup.reference.with_sketches(SketchRequest(), self.request.seed)
+        self.sketching = replace(setup, reference=sketching)
+
+    def measure(self, entries: list[tuple[str, Candidate]]) -> None:
+        """All candidates of one unit, in all ways, one right after the other."""
+        self.passes.time(lambda: float_pass(self.setup))
+        expected = self.clocks["naive"].time(lambda: list(naive_costs(self.setup, entries)))
+        for way in WAYS:
+            if way != "naive":
+                found = self.clocks[way].time(partial(self._exact, way, entries))
+                self.equal[way] += sum(map(torch.equal, found, expected))
+        self.equal["naive"] += len(entries)
+        for entry in entries:
+            self.quantizing.time(partial(quantized, self.setup.program, self.setup.table, [entry]))
+
+    def _exact(self, way: str, entries: list[tuple[str, Candidate]]) -> list[torch.Tensor]:
+        setup = self.sketching if way == "sketched" else self.setup
+        stacking = self.stacking if way == "stacked" else None
+        return [found.costs for found in exact_costs(setup, entries, self.prefixes[way], stacking)]
+
+    def way(self, name: str) -> Way:
+        """Figures of one way."""
+        clock, naive, count = self.clocks[name], self.clocks["naive"], len(self.request.wanted)
+        wall, cpu = sum(clock.wall_s), sum(clock.cpu_s)
+        return Way(
+            wall_s=wall,
+            cpu_s=cpu,
+            passes_per_entry_wall=wall / count / statistics.median(self.passes.wall_s),
+            passes_per_entry_cpu=cpu / count / statistics.median(self.passes.cpu_s),
+            speedup_wall=sum(naive.wall_s) / wall,
+            speedup_cpu=sum(naive.cpu_s) / cpu,
+            equal_entries=self.equal[name],
+        )
+
+
 def compare(request: MeasureRequest, console: Console) -> Result:
-    """Measure every entry both ways."""
+    """Measure every entry in every way."""
     setup = prepare(request)
-    room = max(0, request.memory_bytes - setup.reference.kept_bytes)
-    prefixes = Prefixes(setup.program, setup.batches, memory_bytes=room)
-    passes, plain, ours, quantizing = Clock(), Clock(), Clock(), Clock()
+    comparison = Comparison(setup, request)
     float_pass(setup)
-    costs: tuple[Iterator[torch.Tensor], Iterator[torch.Tensor]] = (
-        naive_costs(setup, request.wanted),
-        exact_costs(setup, request.wanted, prefixes),
-    )
-    equal = 0
+    groups = [list(entries) for _, entries in groupby(request.wanted, key=lambda entry: entry[0])]
     with console.status("measuring") as status:
-        for number, entry in enumerate(request.wanted):
-            if number % ENTRIES_PER_PASS == 0:
-                passes.time(lambda: float_pass(setup))
-                status.update(f"{number} of {len(request.wanted)} entries")
-            expected = plain.time(lambda: next(costs[0]))
-            equal += int(torch.equal(expected, ours.time(lambda: next(costs[1]))))
-            quantizing.time(lambda entry=entry: quantized(setup.program, setup.table, [entry]))
-    one_wall, one_cpu = statistics.median(passes.wall_s), statistics.median(passes.cpu_s)
+        for number, entries in enumerate(groups):
+            status.update(f"{number} of {len(groups)} units")
+            comparison.measure(entries)
+    projection = comparison.sketching.reference.projection
+    assert projection is not None
     count = len(request.wanted)
+    pass_cpu = statistics.median(comparison.passes.cpu_s)
     description = describe(read_model(Path(request.model_path)))
     return Result(
         samples=len(setup.batches.samples),
-        units=len(setup.table.units),
+        batch_size=setup.batches.size,
+        units=len(groups),
         entries=count,
         threads=torch.get_num_threads(),
-        pass_wall_s=one_wall,
-        pass_cpu_s=one_cpu,
-        naive_passes_per_entry_wall=sum(plain.wall_s) / count / one_wall,
-        naive_passes_per_entry_cpu=sum(plain.cpu_s) / count / one_cpu,
-        ours_passes_per_entry_wall=sum(ours.wall_s) / count / one_wall,
-        ours_passes_per_entry_cpu=sum(ours.cpu_s) / count / one_cpu,
+        pass_wall_s=statistics.median(comparison.passes.wall_s),
+        pass_cpu_s=pass_cpu,
+        naive=comparison.way("naive"),
+        exact=comparison.way("exact"),
+        stacked=comparison.way("stacked"),
+        sketched=comparison.way("sketched"),
+        stacked_batches=comparison.stacking.stacked,
+        sketch_numbers=projection.groups * projection.width,
         expected_passes_per_entry=sum(work(description, request.wanted)) / count,
-        quantizing_passes_per_entry_cpu=sum(quantizing.cpu_s) / count / one_cpu,
-        speedup_wall=sum(plain.wall_s) / sum(ours.wall_s),
-        speedup_cpu=sum(plain.cpu_s) / sum(ours.cpu_s),
-        equal_entries=equal,
-        kept_values_mib=prefixes.peak_bytes / MIB,
+        quantizing_passes_per_entry_cpu=sum(comparison.quantizing.cpu_s) / count / pass_cpu,
+        kept_values_mib=comparison.prefixes["exact"].peak_bytes / MIB,
         kept_outputs_mib=setup.reference.kept_bytes / MIB,
         peak_process_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
@@ -180,19 +251,29 @@ def compare(request: MeasureRequest, console: Console) -> Result:
 def show(result: Result, console: Console) -> None:
     """Print the result."""
     console.print(
-        f"{result.entries} entries of {result.units} units, {result.samples} samples, {result.threads} threads"
+        f"{result.entries} entries of {result.units} units, {result.samples} samples in batches of "
+        f"{result.batch_size}, {result.threads} threads"
     )
     console.print(f"one float pass: {result.pass_wall_s:.3f} s, CPU {result.pass_cpu_s:.3f} s")
-    table = Table("passes per entry", "CPU time", "wall clock")
-    naive = (result.naive_passes_per_entry_cpu, result.naive_passes_per_entry_wall)
-    ours = (result.ours_passes_per_entry_cpu, result.ours_passes_per_entry_wall)
-    table.add_row("plain loop", *(f"{value:.3f}" for value in naive))
-    table.add_row("prefix reuse", *(f"{value:.3f}" for value in ours))
-    table.add_row("  of it quantizing", f"{result.quantizing_passes_per_entry_cpu:.3f}", "")
-    table.add_row("  as planned", f"{result.expected_passes_per_entry:.3f}", "")
-    table.add_row("speed-up", f"{result.speedup_cpu:.2f}", f"{result.speedup_wall:.2f}")
+    table = Table("", "seconds", "CPU", "passes", "CPU", "speed-up", "CPU", "equal")
+    for name, title in WAYS.items():
+        way: Way = getattr(result, name)
+        numbers = (
+            f"{way.wall_s:.1f}",
+            f"{way.cpu_s:.1f}",
+            f"{way.passes_per_entry_wall:.3f}",
+            f"{way.passes_per_entry_cpu:.3f}",
+            f"{way.speedup_wall:.2f}",
+            f"{way.speedup_cpu:.2f}",
+            f"{way.equal_entries}/{result.entries}",
+        )
+        table.add_row(title, *numbers)
     console.print(table)
-    console.print(f"equal bit for bit: {result.equal_entries} of {result.entries} entries")
+    console.print(
+        f"passes are per entry: {result.expected_passes_per_entry:.3f} as planned, of it quantizing "
+        f"{result.quantizing_passes_per_entry_cpu:.3f} (CPU); {result.stacked_batches} batches stacked; "
+        f"{result.sketch_numbers} numbers a sketch"
+    )
     kept = f"values {result.kept_values_mib:.1f} MiB, outputs {result.kept_outputs_mib:.2f} MiB"
     console.print(f"kept between passes: {kept}; peak of the process: {result.peak_process_mib:.0f} MiB")
 
@@ -209,7 +290,8 @@ def main() -> int:
     show(result, console)
     if options.json is not None:
         options.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
-    return 0 if result.equal_entries == result.entries else 1
+    ways = (result.exact, result.stacked, result.sketched)
+    return 0 if all(way.equal_entries == result.entries for way in ways) else 1
 
 
 if __name__ == "__main__":

@@ -133,3 +133,30 @@ def budget_at(sizes: NDArray[np.int64], fraction: float) -> int:
     """A budget this far between the smallest and the largest total size."""
     low, high = int(sizes.min(axis=1).sum()), int(sizes.max(axis=1).sum())
     return low + int(fraction * (high - low))
+
+
+def three_rows(
+    sizes: NDArray[np.int64], fractions: tuple[float, float, float], seed: int = 0
+) -> tuple[int, tuple[tuple[str, NDArray[np.generic], float], ...]]:
+    """A budget, and bit operations and latency as further rows (name, values, limit), each this far along its range."""
+    rng = np.random.default_rng(seed)
+    reuse = rng.choice([1, 1, 1, 4, 16], len(sizes))[:, None]
+    operations = sizes // 1000 * reuse * rng.choice([4, 8], sizes.shape) // 8
+    latency = np.round(
+        sizes / 1e9 * (0.6 + 0.8 * rng.random((len(sizes), 1))) + 0.02 * (1 + rng.random(sizes.shape)), 6
+    )
+    low, high = float(latency.min(axis=1).sum()), float(latency.max(axis=1).sum())
+    return budget_at(sizes, fractions[0]), (
+        ("bops", operations, float(budget_at(operations, fractions[1]))),
+        ("latency_ms", latency, low + fractions[2] * (high - low)),
+    )
+
+
+def interactions(units: int, candidates: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Sizes, and factors [units * candidates, 1.5 * units] of a Gram matrix: output errors that halve with every step."""
+    rng = np.random.default_rng(seed)
+    sizes = np.cumsum(rng.integers(1, 50, (units, candidates)), axis=1)
+    amplitude = 2.0 ** -np.arange(candidates) * np.exp(rng.normal(size=(units, 1)))
+    dimension = 3 * units // 2
+    direction = rng.normal(size=(units, 1, dimension)) + 0.5 * rng.normal(size=(units, candidates, dimension))
+    return sizes, (direction * amplitude[:, :, None]).reshape(units * candidates, dimension)

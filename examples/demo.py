@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import efficientnet_lite0
 from rich.markup import escape
 
 from app.cli import tables
-from app.cli.output import Output
+from app.cli.output import Output, check_writable
 from app.cli.progress import job_progress, transfer_progress
 from app.client import Client
 from app.kit.ids import content_sha256
@@ -147,6 +148,11 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget what earlier runs measured")
     parser.add_argument("--port", type=int, default=0, help="of the service; a free one if not given")
     given = parser.parse_args()
+    if given.json is not None:
+        try:
+            check_writable(given.json)
+        except click.BadParameter as error:
+            parser.error(f"--json: {error.message}")
     out = Output(json_target=given.json)
     started = time.monotonic()
     if given.fresh:

@@ -32,7 +32,7 @@ from solver.inverse import SmallestSize, smallest_size
 from solver.prices import ShadowPrices, Switch, shadow_prices
 from solver.problem import Problem
 from solver.quadratic import QuadraticSolution, solve_quadratic
-from solver.solution import Proof, Solution, SolveStatus
+from solver.solution import Proof, Solution, SolveStatus, Stopped
 from solver.uncertainty import ChoiceProbabilities, choice_probabilities, risk_averse
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "Solution",
     "SolveStatus",
     "SolverError",
+    "Stopped",
     "Switch",
     "TableError",
     "TieError",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver import core, hull, pareto, relaxation, search
-from solver.core import Core, Scan
+from solver.core import Core, Known, Scan
 from solver.hull import Hull
 from solver.relaxation import Relaxation
 from solver.search import SearchResult
@@ -37,7 +37,12 @@ class Engine(Protocol):
         """All plans optimal for some price."""
 
     def scan(
-        self, costs: NDArray[np.float64], sizes: NDArray[np.int64], relaxation: Relaxation, target: float
+        self,
+        costs: NDArray[np.float64],
+        sizes: NDArray[np.int64],
+        relaxation: Relaxation,
+        target: float,
+        known: Known = core.NOTHING,
     ) -> Scan:
         """Find the moves below the gap and an incumbent."""
 

@@ -12,12 +12,16 @@ from solver.errors import BackendError, OptionError
 from solver.outcome import Outcome
 from solver.problem import Problem
 from solver.reduction import Reduced, ReducedRow
-from solver.solution import Solution, SolveStatus
+from solver.solution import Solution, SolveStatus, Stopped
+from solver.solution import relative_gap as gap_between
 from solver.strategy import Asked, dispatch
 from solver.tablewise import smallest_total
 
 _CONFLICT_S = 5.0
 """Most seconds spent on saying why nothing is feasible."""
+
+_NEARLY_OVER = 0.02
+"""Share of the time that may be left when it is said to be over."""
 
 BACKENDS = ("auto", "exact", "numpy", "pulp")
 
@@ -54,7 +58,7 @@ def solve(
     outcome = dispatch(problem, rows, asked)
     if outcome.infeasible:
         return _infeasible(problem, rows, outcome, start, asked.deadline)
-    return _finish(problem, rows, outcome, start)
+    return _finish(problem, rows, outcome, start, asked)
 
 
 def constraints(reduced: Reduced, budget_bits: int | None) -> tuple[ReducedRow, ...]:
@@ -111,7 +115,9 @@ def is_feasible(problem: Problem, deadline: float) -> bool | None:
     return None if outcome.slots is None else True
 
 
-def _finish(problem: Problem, rows: tuple[ReducedRow, ...], outcome: Outcome, start: float) -> Solution:
+def _finish(
+    problem: Problem, rows: tuple[ReducedRow, ...], outcome: Outcome, start: float, asked: Asked
+) -> Solution:
     """Check the plan against the problem as the user gave it, and word the status."""
     status, choices, checked = SolveStatus.NO_SOLUTION, None, None
     bound = outcome.lower_bound
@@ -139,10 +145,23 @@ def _finish(problem: Problem, rows: tuple[ReducedRow, ...], outcome: Outcome, st
         proof=outcome.proof,
         multiplier=multipliers.get("size"),
         multipliers=multipliers,
+        stopped=_stopped(
+            status, None if checked is None else gap_between(checked.objective, bound), asked, start
+        ),
         runtime_s=time.monotonic() - start,
         units=problem.units,
         labels=problem.labels,
     )
+
+
+def _stopped(status: SolveStatus, gap: float | None, asked: Asked, start: float) -> Stopped:
+    """Why the search ended; foreign solvers stop a little before their time is over."""
+    if status is SolveStatus.OPTIMAL:
+        return Stopped.PROVEN
+    if gap is not None and gap <= asked.relative_gap:
+        return Stopped.GAP
+    left = (asked.deadline - time.monotonic()) / (asked.deadline - start)
+    return Stopped.TIME_LIMIT if left <= _NEARLY_OVER else Stopped.SEARCH_LIMIT
 
 
 def _row_values(problem: Problem, checked: Evaluation | None) -> dict[str, float]:

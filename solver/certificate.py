@@ -3,7 +3,6 @@
 Nothing here is shared with the searches: a search that errs is found out by these functions.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -105,14 +104,19 @@ def lagrangian_bound(
     priced = [(table, price) for (table, _), price in zip(limits, prices, strict=True) if price > 0.0]
     exact = reduced.costs.shape[0] <= _EXACT_SUM
     sums: list[float] = []
+    minima: list[NDArray[np.float64]] = []
     magnitude = 0.0
     for start in range(0, reduced.costs.shape[0], _BLOCK):
         block = slice(start, start + _BLOCK)
         least, cancelled = _minima(reduced.costs[block], [(table[block], price) for table, price in priced])
-        sums += least.tolist() if exact else [float(least.sum())]
+        if exact:
+            minima.append(least)
+        else:
+            sums.append(float(least.sum()))
         magnitude += float(np.abs(least).sum()) + 2.0 * cancelled
     products = [price * float(limit) for (_, limit), price in zip(limits, prices, strict=True)]
-    bound = math.fsum([*sums, *(-p for p in products)])
+    terms = np.concatenate((*minima, sums, np.negative(products)))
+    bound = exact_sum(terms)
     magnitude += sum(map(abs, products))
     # Costs of tied units were summed, one rounding per member; blocks of large tables are summed pairwise.
     members = 0 if reduced.members is None else int(reduced.members.max())

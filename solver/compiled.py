@@ -5,14 +5,12 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from solver import relaxation as reference
 from solver import search as searching
-from solver.core import ROUNDOFF, Core, Incumbent, Moves, Scan, search_rounding
+from solver.core import NOTHING, ROUNDOFF, Core, Incumbent, Known, Moves, Scan, search_rounding
 from solver.hull import Hull
 from solver.kernels import core as core_kernel
 from solver.kernels import relaxation as relaxation_kernel
@@ -21,7 +19,8 @@ from solver.kernels.types import VERSION
 from solver.relaxation import NEAR, Relaxation, Sample, at_budget, fill_ties, sample_of
 from solver.search import MAX_NODES, Attempt, SearchResult, give_up
 
-_FEW_OPEN = 20_000
+_FEW_OPEN = 2500
+_MAX_PASSES = 12
 _WORK = 2_000_000
 """States looked at between two looks at the clock: 20 to 50 ms."""
 
@@ -34,17 +33,19 @@ def relax(costs: Reals, sizes: Ints, budget: int, known: Hull | None = None) -> 
     if known is not None:
         return at_budget(known, costs, sizes, budget)
     rows, slots, room = np.arange(len(costs)), np.empty(len(costs), np.int64), budget
-    ends = math.inf, 0.0
-    while len(rows) > _FEW_OPEN:
+    ends = _first_prices(costs, sizes, budget) if len(rows) > _FEW_OPEN else (math.inf, 0.0)
+    for _ in range(_MAX_PASSES):
+        if len(rows) <= _FEW_OPEN:
+            break
         still, light, heavy = (np.empty(len(rows), np.int64) for _ in range(3))
         count, light_total, heavy_total, low, high = relaxation_kernel.narrow(
             costs, sizes, rows, *ends, slots, still, light, heavy
         )
-        if heavy_total <= room and len(rows) == len(costs):
+        if heavy_total <= room and ends[1] == 0.0 and len(rows) == len(costs):
             return Relaxation(multiplier=0.0, slots=costs.argmin(axis=1), slack=budget - heavy_total)
-        if light_total > room or heavy_total <= room or (count == len(rows) < len(costs)):
-            # The sample misled or does not help: the reference mends its bracket.
-            return reference.relax(costs, sizes, budget)
+        if light_total > room or heavy_total <= room:  # the sample misled: the price lies beyond this end
+            ends = (math.inf, ends[0]) if light_total > room else (ends[1], 0.0)
+            continue
         rows, room = still[:count], room - (light_total - low)
         if count > _FEW_OPEN:
             at = sample_of(count)
@@ -90,6 +91,16 @@ def _edges(costs: Reals, sizes: Ints, rows: Ints) -> tuple[Ints, Reals, Ints, In
     return start, slope[:count], step[:count], group[:count], slot[:count], total
 
 
+def _first_prices(costs: Reals, sizes: Ints, budget: int) -> tuple[float, float]:
+    """Prices between which the best one lies, likely, from a sample of the whole table."""
+    rows = sample_of(len(costs))
+    # Nothing is known of the others yet: every group is taken to have an equal part of the budget.
+    part = np.full(len(rows), budget // len(costs))
+    return _sampled_prices(
+        costs, sizes, Sample(rows=rows, low=np.zeros(len(rows), np.int64), high=part, share=1.0)
+    )
+
+
 def _sampled_prices(costs: Reals, sizes: Ints, sample: Sample) -> tuple[float, float]:
     """See `solver.relaxation`: prices between which the best one lies, very likely."""
     start, slope, step, group, _, total = _edges(costs, sizes, sample.rows)
@@ -106,15 +117,10 @@ def _sampled_prices(costs: Reals, sizes: Ints, sample: Sample) -> tuple[float, f
     return high, low
 
 
-def scan(costs: Reals, sizes: Ints, relaxation: Relaxation, target: float) -> Scan:
+def scan(costs: Reals, sizes: Ints, relaxation: Relaxation, target: float, known: Known = NOTHING) -> Scan:
     """See `solver.core.scan`."""
-    price, slack, near = relaxation.multiplier, relaxation.slack, relaxation.near
-    best: float = 0.0
-    incumbent: Incumbent = ()
-    if near is not None and len(near):
-        part = replace(relaxation, slots=relaxation.slots[near], near=None)
-        *_, best, incumbent, _, _ = _pass(costs[near], sizes[near], part, best, incumbent, target)
-        incumbent = tuple((int(near[group]), slot) for group, slot in incumbent)
+    price, slack = relaxation.multiplier, relaxation.slack
+    best, incumbent = known
     moves, best, incumbent, rounding, sound = _pass(costs, sizes, relaxation, best, incumbent, target)
     count, slack = core_kernel.tighten(*moves, slack, price, best)
     group, slot, size, cost, reduced = moves

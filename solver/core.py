@@ -127,7 +127,20 @@ class Core:
         return len(self.pointer) - 1
 
 
-def scan(costs: NDArray[np.float64], sizes: NDArray[np.int64], relaxation: Relaxation, target: float) -> Scan:
+Known = tuple[float, Incumbent]
+"""Cost of a plan relative to the relaxation's plan, <= 0, and its moves."""
+
+NOTHING: Known = (0.0, ())
+"""The relaxation's plan itself."""
+
+
+def scan(
+    costs: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    relaxation: Relaxation,
+    target: float,
+    known: Known = NOTHING,
+) -> Scan:
     """Find the moves below the gap, and the best single move or pair of moves.
 
     Args:
@@ -135,17 +148,10 @@ def scan(costs: NDArray[np.float64], sizes: NDArray[np.int64], relaxation: Relax
         sizes: int64 [G, K].
         relaxation: Its plan must minimise ``cost + multiplier * size`` in every group (checked here, cell by cell).
         target: A gap (cost) small enough to stop at; 0 for none.
+        known: The best plan so far.
     """
-    price, slack, near = relaxation.multiplier, relaxation.slack, relaxation.near
-    best: float = 0.0
-    incumbent: Incumbent = ()
-    if near is not None and len(near):
-        # A good incumbent first: it keeps the pass over a large table from collecting what is dropped at once.
-        part = replace(relaxation, slots=relaxation.slots[near], near=None)
-        moves, best, incumbent, *_ = _pass(costs[near], sizes[near], part, best, incumbent)
-        if len(moves):
-            best, incumbent = _best_pair(moves, slack, best, incumbent)
-        incumbent = tuple((int(near[group]), slot) for group, slot in incumbent)
+    price, slack = relaxation.multiplier, relaxation.slack
+    best, incumbent = known
     moves, best, incumbent, magnitude, sound = _pass(costs, sizes, relaxation, best, incumbent)
     rounding = 8.0 * ROUNDOFF * magnitude
     if len(moves) and best + price * slack > max(target, rounding):

@@ -6,16 +6,17 @@ compiled (`solver.kernel`), when numba is installed and has finished compiling.
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from solver import acceleration
 from solver.certificate import lagrangian_bound
-from solver.core import Core, Scan
+from solver.core import NOTHING, Core, Known, Scan
 from solver.hull import Hull
 from solver.reduction import Reduced
+from solver.relaxation import Relaxation
 from solver.search import STATE_CAPS, SearchResult
 from solver.solution import Proof
 from solver.tablewise import exact_sum
@@ -27,6 +28,13 @@ _MANY_MOVES = 8192
 """A larger core is first searched among its most efficient moves only, for a better incumbent."""
 
 _FEW_MOVES = 2048
+_FIRST_MOVES = 1024
+_FIRST_STATES = 1024
+"""Moves and states of the quick search for a first incumbent of a large table."""
+
+_PLAIN_CLASSES = 32
+"""A core of fewer classes is searched sooner than its costs are looked at for a common step."""
+
 _DECIMALS = 6
 _COARSE = 1e9
 
@@ -82,7 +90,8 @@ def solve_knapsack(  # noqa: PLR0913 - one problem and how long to look
     if price == 0.0 or relaxation.slack == 0:
         return _result(slots, base, bound, Proof.LAGRANGIAN, price, proven=True)
     target = relative_gap * abs(base)
-    scan = engine.scan(costs, sizes, relaxation, target)
+    known = _near_price(engine, costs, sizes, relaxation, target, deadline)
+    scan = engine.scan(costs, sizes, relaxation, target, known)
     found, rounding = _close(engine, costs, sizes, scan, target, deadline)
     acceleration.spent(time.monotonic() - started)
     slots = slots.copy()
@@ -125,7 +134,31 @@ def _close(  # noqa: PLR0913, PLR0917 - one problem and how long to look
             best=scan.best, moves=scan.incumbent, open_bound=math.inf, states=0
         ), scan.rounding
     core = engine.assemble(costs, sizes, scan)
-    return engine.search(core, target=target, step=cost_step(core), deadline=deadline), core.rounding
+    step = cost_step(core) if len(core) >= _PLAIN_CLASSES else 0.0
+    return engine.search(core, target=target, step=step, deadline=deadline), core.rounding
+
+
+def _near_price(  # noqa: PLR0913, PLR0917 - one problem and how long to look
+    engine: acceleration.Engine,
+    costs: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    relaxation: Relaxation,
+    target: float,
+    deadline: float,
+) -> Known:
+    """A good plan from the groups near the price: the pass over a large table then collects only what can beat it."""
+    near = relaxation.near
+    if near is None or not len(near):
+        return NOTHING
+    part = replace(relaxation, slots=relaxation.slots[near], near=None)
+    part_costs, part_sizes = costs[near], sizes[near]
+    found = engine.scan(part_costs, part_sizes, part, target)
+    best, moves = found.best, found.incumbent
+    if len(found.moves) > _FIRST_MOVES:
+        core = engine.assemble(part_costs, part_sizes, found.most_efficient(_FIRST_MOVES))
+        result = engine.search(core, target=target, step=0.0, deadline=deadline, caps=(_FIRST_STATES,))
+        best, moves = result.best, result.moves
+    return best, tuple((int(near[group]), slot) for group, slot in moves)
 
 
 def _result(  # noqa: PLR0913 - the parts of one result

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from solver import rules, tables
 from solver.budget import Budget
-from solver.constraints import MAX_WIDTHS, IntegerRow, Row, WidthCount
+from solver.constraints import MAX_TOTAL, MAX_WIDTHS, IntegerRow, Row, WidthCount
 from solver.errors import BudgetError
 from solver.reduction import Reduced, reduce_problem
 
@@ -238,4 +238,5 @@ def _budget_bits(budget: int | Budget | None) -> int | None:
         )
     if bits < 0:
         raise BudgetError(f"the budget is negative: {bits}", "budget", int(bits), "0 bits or more")
-    return int(bits)
+    # Beyond every possible sum a budget says nothing more, and 64 bits hold no more.
+    return min(int(bits), MAX_TOTAL)

@@ -130,7 +130,7 @@ class _Bracket:
 
 def sample_of(count: int) -> NDArray[np.int64]:
     """Positions of a sample: random, the rows of a model being periodic, and always the same."""
-    return np.random.default_rng(0).integers(0, count, min(_SAMPLE, count))
+    return np.random.default_rng(0).integers(0, count, min(_SAMPLE, 256 + count // 8))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -29,6 +29,9 @@ MAX_NODES = 20_000_000
 """Most states remembered in a round (about 0.3 GB); the round ends there with an honest bound."""
 
 _FOUR_MOVES = 1200
+_FOUR_OF = 3000
+"""In a core of more moves than this the few that are tried in fours are not likely to be the right ones."""
+
 _FOUR_MOVES_S = 0.5
 """Seconds that must be left before moves are tried in fours (which takes a quarter of that)."""
 
@@ -148,7 +151,7 @@ def search(  # noqa: PLR0913 - one core and how long to look
             open_bound = math.inf
         if math.isinf(open_bound) or time.monotonic() > deadline:
             break
-        if cap != caps[-1] and deadline - time.monotonic() > _FOUR_MOVES_S:
+        if cap != caps[-1] and len(core.moves) <= _FOUR_OF and deadline - time.monotonic() > _FOUR_MOVES_S:
             best, moves = _four_moves(core, best, moves)
     return SearchResult(best=best, moves=moves, open_bound=open_bound, states=states)
 

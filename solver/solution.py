@@ -40,6 +40,19 @@ class Proof(StrEnum):
     """There is no bound."""
 
 
+class Stopped(StrEnum):
+    """Why the search ended."""
+
+    PROVEN = "proven"
+    """Nothing was left to search: the plan, or that there is none, is proven."""
+    GAP = "gap"
+    """The requested gap was reached."""
+    TIME_LIMIT = "time_limit"
+    """The time was over."""
+    SEARCH_LIMIT = "search_limit"
+    """The search's own limit on states, or a foreign solver's, was reached before."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Solution:
     """Answer to a `solver.problem.Problem`.
@@ -59,6 +72,7 @@ class Solution:
         proof: What ``lower_bound`` (or infeasibility) rests on.
         multiplier: Shadow price of the size in the Lagrangian bound, cost per bit, >= 0; ``None`` without one.
         multipliers: Shadow prices of all rows in the Lagrangian bound, ``"size"`` included, cost per unit of the row.
+        stopped: Why the search ended.
         runtime_s: Wall-clock seconds spent.
         units: Names.
         labels: Names of the candidates, per unit.
@@ -78,6 +92,7 @@ class Solution:
     proof: Proof = Proof.NONE
     multiplier: float | None = None
     multipliers: Mapping[str, float] = field(default_factory=dict)
+    stopped: Stopped = Stopped.PROVEN
     runtime_s: float
     units: Sequence[str] = ()
     labels: tuple[tuple[str, ...], ...] | None = None
@@ -119,6 +134,7 @@ class Solution:
             "backend": self.backend,
             "backend_version": self.backend_version,
             "proof": self.proof.value,
+            "stopped": self.stopped.value,
             "multipliers": dict(self.multipliers),
             "seconds": self.runtime_s,
         }

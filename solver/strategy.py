@@ -23,6 +23,9 @@ from solver.tablewise import exact_sum, smallest_total
 from solver.widths import by_width_sets, width_sets
 
 _CORE_MOVES = 120
+_CELL_S = 2e-5
+"""Seconds that building an integer program takes for each candidate in it."""
+
 _CORE_SHARE = 0.2
 """Part of the time that the program over the most efficient moves may take."""
 
@@ -44,7 +47,7 @@ class Asked:
 
 def dispatch(problem: Problem, rows: tuple[ReducedRow, ...], asked: Asked) -> Outcome:
     """Solve in the way that fits the problem."""
-    if any(smallest_total(row.table) > row.limit for row in rows):
+    if any(_smallest(problem.reduced, row) > row.limit for row in rows):
         return Outcome(
             slots=None,
             lower_bound=math.inf,
@@ -72,6 +75,11 @@ def dispatch(problem: Problem, rows: tuple[ReducedRow, ...], asked: Asked) -> Ou
     return by_search(problem, rows, asked) if len(rows) <= 1 else by_rows(problem, rows, asked)
 
 
+def _smallest(reduced: Reduced, row: ReducedRow) -> int:
+    """Least sum of a row; that of the sizes is worked out once for all budgets."""
+    return reduced.smallest if row.table is reduced.sizes else smallest_total(row.table)
+
+
 def by_search(problem: Problem, rows: tuple[ReducedRow, ...], asked: Asked) -> Outcome:
     """At most one row: the exact knapsack solver."""
     reduced, engine = problem.reduced, asked.engine
@@ -87,9 +95,10 @@ def by_search(problem: Problem, rows: tuple[ReducedRow, ...], asked: Asked) -> O
             backend="exact",
             backend_version=VERSION,
         )
-    table, limit = shifted(rows[0])
+    of_size = rows[0].table is reduced.sizes  # never negative, as was checked when the problem was built
+    table, limit = (rows[0].table, rows[0].limit) if of_size else shifted(rows[0])
     hull = None
-    if table is reduced.sizes:
+    if of_size:
         # Without the kernel a small problem's hull is built anyway: once, for all budgets to come.
         small = engine is acceleration.reference_engine() and table.size <= SORT_ALL
         hull = reduced.hull if small else reduced.known_hull
@@ -127,6 +136,8 @@ def by_rows(problem: Problem, rows: tuple[ReducedRow, ...], asked: Asked) -> Out
         ours = replace(ours, slots=first.slots, backend=first.backend, backend_version=first.backend_version)
     keep = closed.dual.reduced <= _cost(problem.reduced, ours.slots) - closed.lagrangian
     given = _program_input(problem, rows, keep, ours.slots)
+    if ours.slots is not None and time.monotonic() + _CELL_S * int(given.keep.sum()) > deadline:
+        return ours  # building the program alone would outlast the time
     target = relative_gap * abs(_cost(problem.reduced, ours.slots)) if ours.slots is not None else 0.0
     found = solve_program(replace(given, target=target), deadline=deadline, seed=seed)
     if found.infeasible and ours.slots is None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 4096
-_FEW = 30_000
+_FEW = 500
 
 
 def row_minima(table: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -48,18 +48,19 @@ def by_width_sets(  # noqa: PLR0913 - one problem and how long to look
         deadline: Of `time.monotonic`.
         engine: Implementation of the knapsack's steps.
     """
-    waiting = sorted(_bounded(reduced, row, sets, engine), key=lambda part: part[0])
+    parts, left_out = _bounded(reduced, row, sets, engine, deadline)
+    waiting = sorted(parts, key=lambda part: part[0])
     answer = Outcome(
         slots=None,
-        lower_bound=waiting[0][0] if waiting else math.inf,
-        infeasible=not waiting,
+        lower_bound=min(waiting[0][0] if waiting else math.inf, left_out),
+        infeasible=not waiting and math.isinf(left_out),
         proven=False,
         proof=Proof.SEARCH if waiting else Proof.MINIMUM,
         prices=() if row is None else (0.0,),
         backend="exact",
         backend_version=engine.name,
     )
-    best, bound, proven = math.inf, math.inf, True
+    best, bound, proven = math.inf, left_out, math.isinf(left_out)
     for lowest, local, part, part_row in waiting:
         if lowest >= best:
             break
@@ -84,16 +85,34 @@ def by_width_sets(  # noqa: PLR0913 - one problem and how long to look
     )
 
 
+def _any_widths(reduced: Reduced, row: ReducedRow | None, engine: Engine) -> float:
+    """A bound on the plans of every set of widths."""
+    if row is None:
+        return lagrangian_bound(reduced, [], [])
+    table, limit = shifted(row)
+    price = engine.relax(reduced.costs, table, limit).multiplier
+    return lagrangian_bound(reduced, [(table, limit)], [price])
+
+
 Part = tuple[float, NDArray[np.int64], Reduced, ReducedRow | None]
 
 
 def _bounded(
-    reduced: Reduced, row: ReducedRow | None, sets: list[tuple[int, ...]], engine: Engine
-) -> list[Part]:
-    """For each set that some plan keeps: its Lagrangian bound, slots of its table, and its problem."""
+    reduced: Reduced,
+    row: ReducedRow | None,
+    sets: list[tuple[int, ...]],
+    engine: Engine,
+    deadline: float,
+) -> tuple[list[Part], float]:
+    """For each set that some plan keeps: its Lagrangian bound, slots of its table, and its problem.
+
+    When the time is over, also a bound on the sets left out; infinite when none is.
+    """
     assert reduced.widths is not None
     parts: list[Part] = []
     for widths in sets:
+        if time.monotonic() > deadline:
+            return parts, _any_widths(reduced, row, engine)
         allowed = np.isin(reduced.widths, widths)
         if not allowed.any(axis=1).all():
             continue
@@ -113,4 +132,4 @@ def _bounded(
         table, limit = shifted(part_row)
         price = engine.relax(part.costs, table, limit).multiplier
         parts.append((lagrangian_bound(part, [(table, limit)], [price]), local, part, part_row))
-    return parts
+    return parts, math.inf

@@ -4,15 +4,52 @@ Words (see the design): a *unit* gets one choice; a *candidate* is bit-width and
 a *sensitivity* is the cost of one candidate in one unit, everything else float.
 """
 
-import re
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from workers.errors import RequestRefused
+from workers.sampling import SampleBlock, SketchRequest
+from workers.schemes import (
+    CANDIDATE_GRAMMAR,
+    MAX_BITS,
+    MIN_BITS,
+    SCHEME_GRAMMAR,
+    Candidate,
+    Granularity,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    RangeMethod,
+    Rounding,
+    Scheme,
+)
 
-MIN_BITS = 2
-MAX_BITS = 16
+__all__ = [
+    "CANDIDATE_GRAMMAR",
+    "MAX_BITS",
+    "MIN_BITS",
+    "SCHEME_GRAMMAR",
+    "Candidate",
+    "Entry",
+    "EstimateRequest",
+    "Estimator",
+    "Granularity",
+    "InputInfo",
+    "MeasureRequest",
+    "Measured",
+    "Metric",
+    "ModelDescription",
+    "Observation",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "PlanRequest",
+    "RangeMethod",
+    "Rounding",
+    "Scheme",
+    "UnitInfo",
+    "UnsupportedWeight",
+]
 
 
 class Metric(StrEnum):
@@ -26,138 +63,25 @@ class Metric(StrEnum):
     """Rise of the mean cross entropy against the labels, in nats; may be negative."""
 
 
-class RangeMethod(StrEnum):
-    """How the represented range of a slice is chosen (MATH.md section 2)."""
+class Estimator(StrEnum):
+    """Ways to estimate sensitivities without a pass per entry; costs are in passes over the samples, for all entries."""
 
-    MINMAX = "minmax"
-    """The slice's smallest and largest value."""
-    PERCENTILE = "percentile"
-    """The a-th and (100 - a)-th percentile, a in percent."""
-    KL = "kl"
-    """The clipping threshold of least KL divergence between the histogram and its quantized form."""
-    MSE = "mse"
-    """The range of least mean squared error."""
-
-
-@dataclass(frozen=True)
-class PerTensor:
-    """One scale for the whole tensor."""
-
-    def __str__(self) -> str:
-        return "tensor"
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """One scale per output channel (the axis is the unit's)."""
-
-    def __str__(self) -> str:
-        return "channel"
-
-
-@dataclass(frozen=True)
-class PerGroup:
-    """One scale per ``group_size`` consecutive weights along the input axis; the last group may be short."""
-
-    group_size: int
-
-    def __str__(self) -> str:
-        return f"group:{self.group_size}"
-
-
-Granularity = PerTensor | PerChannel | PerGroup
-
-_SCHEME = re.compile(
-    r"(?P<gran>tensor|channel|group:(?P<group>\d{1,6}))-(?P<sym>symmetric|asymmetric)"
-    r"(?:-(?P<range>minmax|kl|mse|percentile(?::(?P<pct>\d+(?:\.\d+)?))?))?(?P<full>-full)?"
-)
-SCHEME_GRAMMAR = "(tensor|channel|group:N)-(symmetric|asymmetric)[-(minmax|percentile[:A]|kl|mse)][-full]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scheme:
-    """A quantizer without its bit-width. Text form, e.g. ``channel-asymmetric`` or ``group:64-symmetric-mse``.
-
-    Args:
-        granularity: What shares one scale and zero point.
-        symmetric: Zero point 0 and a range symmetric about 0.
-        range_method: How the range is chosen; min-max unless the text says otherwise.
-        percentile: ``a`` in percent, in (0, 50); used by the percentile range only.
-        full_range: Symmetric only: codes in [-2^(b-1), 2^(b-1)-1] instead of the narrow range.
-    """
-
-    granularity: Granularity
-    symmetric: bool
-    range_method: RangeMethod = RangeMethod.MINMAX
-    percentile: float = 0.1
-    full_range: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read the text form.
-
-        Raises:
-            RequestRefused: The text does not follow ``SCHEME_GRAMMAR``.
-        """
-        match = _SCHEME.fullmatch(text)
-        if match is None:
-            raise RequestRefused(f"unknown quantizer scheme {text!r}", "scheme", text, SCHEME_GRAMMAR)
-        group, pct = match["group"], match["pct"]
-        granularity: Granularity
-        if group is not None:
-            granularity = PerGroup(int(group))
-        else:
-            granularity = PerTensor() if match["gran"] == "tensor" else PerChannel()
-        percentile = float(pct) if pct else 0.1
-        if isinstance(granularity, PerGroup) and granularity.group_size < 2:
-            raise RequestRefused(
-                f"group size {group} in {text!r} is too small", "scheme", text, "a group size of 2 or more"
-            )
-        if not 0 < percentile < 50:
-            raise RequestRefused(
-                f"percentile {pct} in {text!r} is out of range", "scheme", text, "0 < A < 50 (percent)"
-            )
-        symmetric = match["sym"] == "symmetric"
-        if match["full"] and not symmetric:
-            raise RequestRefused(
-                f"'-full' in {text!r} needs a symmetric scheme", "scheme", text, SCHEME_GRAMMAR
-            )
-        method = RangeMethod((match["range"] or "minmax").split(":")[0])
-        return cls(
-            granularity=granularity,
-            symmetric=symmetric,
-            range_method=method,
-            percentile=percentile,
-            full_range=bool(match["full"]),
-        )
-
-    def __str__(self) -> str:
-        text = f"{self.granularity}-{'symmetric' if self.symmetric else 'asymmetric'}"
-        if self.range_method is RangeMethod.PERCENTILE:
-            text += f"-percentile:{self.percentile:g}"
-        elif self.range_method is not RangeMethod.MINMAX:
-            text += f"-{self.range_method.value}"
-        return text + ("-full" if self.full_range else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A bit-width with its scheme."""
-
-    bits: int
-    scheme: Scheme
-
-    def __post_init__(self) -> None:
-        if not MIN_BITS <= self.bits <= MAX_BITS:
-            raise RequestRefused(
-                f"bit-width {self.bits} is not offered",
-                "candidates",
-                self.bits,
-                f"whole numbers from {MIN_BITS} to {MAX_BITS}",
-            )
-
-    def __str__(self) -> str:
-        return f"{self.bits}:{self.scheme}"
+    PROBE = "probe"
+    """Gauss-Newton probe: random-sign cotangents at the outputs, taken back; in the metric's unit. 3 to 6 per probe."""
+    WEIGHT_MSE = "weight-mse"
+    """Mean squared error of the weights. No pass, no data."""
+    WEIGHT_SQNR = "weight-sqnr"
+    """Noise-to-signal power ratio of the weights (10^(-SQNR/10)). No pass, no data."""
+    OUTPUT_ERROR = "output-error"
+    """Squared error of the unit's own output, tr(dW H dW') with H the inputs' second moments. 1, and 1 per candidate."""
+    OUTPUT_HESSIAN = "output-hessian"
+    """The same weighed by squared gradients at the unit's output (Model Optimizer). 2, and 1 per candidate."""
+    HESSIAN_TRACE = "hessian-trace"
+    """Mean Hessian trace by Hutchinson's method times the squared weight error (HAWQ-V2). 3, and 4 per draw."""
+    FISHER = "fisher"
+    """Diagonal of the Fisher information times the squared weight changes. About 4."""
+    FIT = "fit"
+    """Trace of the Fisher information times the mean squared weight error. About 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +107,8 @@ class UnitInfo:
         macs: Multiply-accumulates per sample, summed over all uses (0 for look-ups).
         tied: Other qualified names of the same storage.
         derived: The weight is computed from parameters (weight norm, scaling); the computed tensor is quantized.
+        activations: Number of floating-point inputs its uses multiply it with; 0 for look-ups, whose indices no
+            candidate can quantize.
     """
 
     name: str
@@ -194,6 +120,7 @@ class UnitInfo:
     macs: int
     tied: tuple[str, ...] = ()
     derived: bool = False
+    activations: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,13 +187,19 @@ class ModelDescription:
 class Entry:
     """One finished measurement: the cost of one candidate in one unit, everything else float.
 
+    Measurements of blocks are combined by `workers.sensitivity.statistics.combine`.
+
     Args:
         size_bits: ``weights * bits``, the article's size.
         storage_bits: ``size_bits`` plus scales and zero points.
         mean: Mean cost over the samples, in the metric's unit.
-        standard_error: Of the mean, over samples (``None`` with a single sample).
-        samples: Number of samples measured.
+        standard_error: Of the mean, over samples (``None`` with less than two).
+        samples: Number of samples measured; 0 if no sample of a block has a label.
         seconds: Wall-clock time spent on this entry.
+        squares: Sum of the squared distances of the samples' costs from the mean.
+        block: The samples measured; ``None`` for all chosen ones.
+        sketch: The output change, little-endian float32, if it was asked for and is finite: inner products of two
+            entries' sketches estimate their interaction (`workers.sensitivity.gram`).
     """
 
     unit: str
@@ -279,6 +212,26 @@ class Entry:
     standard_error: float | None
     samples: int
     seconds: float
+    squares: float = 0.0
+    block: SampleBlock | None = None
+    sketch: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """The samples from which the ranges of activations are taken: as a rule, those the costs were measured on.
+
+    Args:
+        path: The safetensors file on this machine.
+        seed: As in `MeasureRequest`, like the next two.
+        samples: How many to use; ``None`` for all.
+        indices: Which there are to choose from; ``None`` for all.
+    """
+
+    path: str
+    seed: int = 0
+    samples: int | None = None
+    indices: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,9 +246,14 @@ class MeasureRequest:
         seed: Chooses the samples when ``samples`` is below the number there are.
         samples: How many calibration samples to use; ``None`` for all.
         indices: Which samples of the file there are to choose from, ascending; ``None`` for all. The rest is held out.
-        batch_size: Samples per pass (ignored when the model's batch is fixed).
+        batch_size: Samples per pass (ignored when the model's batch is fixed); ``None``: by a rule (`batch_size_for`).
         memory_bytes: Bound on the live activations kept between passes.
         device: ``"auto"`` takes CUDA when there.
+        output: Name or index of the output that is compared; ``None``: the first floating-point one of the samples.
+        block: Which of the chosen samples to measure on; ``None`` for all.
+        sketch: Keep output changes; ``None`` for costs alone.
+        observation: Where the ranges of activations come from; ``None`` for the very samples measured. Name it when these
+            are only a part of the calibration data, so that all parts quantize alike.
     """
 
     model_path: str
@@ -305,9 +263,49 @@ class MeasureRequest:
     seed: int = 0
     samples: int | None = None
     indices: tuple[int, ...] | None = None
+    batch_size: int | None = 32
+    memory_bytes: int = 2 << 30
+    device: str = "auto"
+    output: str | None = None
+    block: SampleBlock | None = None
+    sketch: SketchRequest | None = None
+    observation: Observation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateRequest:
+    """One estimate of the costs of all entries at once.
+
+    Args:
+        model_path: The model file on this machine.
+        calibration_path: The safetensors file on this machine.
+        metric: What is estimated: ``kl`` or ``mse``.
+        estimator: How.
+        wanted: Unit names and candidates.
+        probes: How many sets of random signs, where the estimator draws any.
+        seed: As in `MeasureRequest`, like what follows.
+        samples: How many calibration samples to use.
+        indices: Which there are to choose from.
+        batch_size: Samples per pass.
+        memory_bytes: Bound on what is kept between passes.
+        device: ``"auto"`` takes CUDA when there.
+        block: Which of the chosen samples.
+    """
+
+    model_path: str
+    calibration_path: str
+    metric: Metric
+    estimator: str
+    wanted: tuple[tuple[str, Candidate], ...]
+    probes: int = 4
+    seed: int = 0
+    samples: int | None = None
+    indices: tuple[int, ...] | None = None
     batch_size: int = 32
     memory_bytes: int = 2 << 30
     device: str = "auto"
+    block: SampleBlock | None = None
+    observation: Observation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +315,9 @@ class PlanRequest:
     Args:
         choices: Unit name -> candidate; units not named stay in float.
         indices: Which samples of the file there are to choose from, as in `MeasureRequest`.
+        observation: Where the ranges of activations come from; needed if a choice quantizes them. Never the data that the
+            plan is measured on, unless nothing else is there.
+        output: As in `MeasureRequest`.
     """
 
     model_path: str
@@ -326,8 +327,10 @@ class PlanRequest:
     seed: int = 0
     samples: int | None = None
     indices: tuple[int, ...] | None = None
-    batch_size: int = 32
+    batch_size: int | None = 32
     device: str = "auto"
+    observation: Observation | None = None
+    output: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,8 @@ def end_with_result(out: Output, document: dict[str, Any], *, gates: list[Gate],
         out.errors.print(f"[bold red]{escape(words.certificate_words(document))}[/]")
         infeasible = document.get("status") == "infeasible"
         raise click.exceptions.Exit(Exit.INFEASIBLE if infeasible else Exit.DEFECT)
+    if words.data_words(document):
+        out.errors.print(f"[yellow]{escape(words.data_words(document))}[/]")
     if out.json_target is None:
         out.console.print(tables.result(document) if document.get("choices") else tables.unfinished(document))
         if report is not None:

@@ -11,15 +11,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from traceback import print_exc
 from typing import Any
 
 import click
 from rich.markup import escape
 
 from app.cli.command import Command
-from app.cli.failures import needs
-from app.cli.output import json_flag, output_of
+from app.cli.failures import Stopped, needs
+from app.cli.output import Exit, json_flag, output_of, writable
 from app.report import quantities
+from workers.intake.packing import pack_folder
 
 _EXAMPLE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d+))?")
 
@@ -32,9 +34,20 @@ _EXAMPLE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(
     ),
 )
 @click.argument("target", metavar="MODULE:FUNCTION|FILE.py:FUNCTION")
-@click.option("--out", "model_path", default="model.pt2", show_default=True, help="Where to write the model.")
 @click.option(
-    "--calibration-out", metavar="FILE", help="Where to write the calibration data the function returns."
+    "--out",
+    "model_path",
+    default="model.pt2",
+    show_default=True,
+    metavar="FILE",
+    callback=writable,
+    help="Where to write the model.",
+)
+@click.option(
+    "--calibration-out",
+    metavar="FILE",
+    callback=writable,
+    help="Where to write the calibration data the function returns.",
 )
 @click.option(
     "--example",
@@ -74,6 +87,7 @@ def export(
     document: dict[str, Any] = asdict(exported) | {"path": str(exported.path)}
     if calibration_out is not None:
         inputs, labels = stack_batches(calibration, exported.input_names)
+        _check_fits(exported.path, inputs, labels)
         shapes = write_dataset(calibration_out, inputs, labels)
         document["calibration"] = {
             "path": calibration_out,
@@ -84,7 +98,58 @@ def export(
         out.console.print(_words(document))
 
 
-COMMANDS = (export,)
+@click.command(
+    cls=Command,
+    examples=("bitwright pack smollm2/ --out smollm2.zip",),
+)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--out", "target", type=click.Path(path_type=Path), help="Where to write; FOLDER.zip if not given."
+)
+@json_flag
+@click.pass_context
+def pack(context: click.Context, /, folder: Path, target: Path | None) -> None:
+    """Pack a Hugging Face folder to the one file that the service reads.
+
+    Its config.json and safetensors are packed, and nothing else. The same folder always gives the same bytes. The other
+    commands pack folders by themselves; this is for uploads by other clients and for registering by location.
+    """
+    out = output_of(context)
+    target = target or Path(f"{folder.resolve().name}.zip")
+    pack_folder(folder, target)
+    document = {"path": str(target), "size_bytes": target.stat().st_size}
+    out.document(document)
+    if out.json_target is None:
+        out.console.print(f"[bold]{escape(str(target))}[/]: {quantities.size(8 * target.stat().st_size)}")
+
+
+COMMANDS = (export, pack)
+
+
+def _check_fits(model_path: Path, inputs: Mapping[str, Any], labels: Any | None) -> None:
+    """Refuse now what the service would refuse later.
+
+    Raises:
+        DatasetRefused: Names, types, shapes or labels are not those of the model that was just written.
+    """
+    import torch  # noqa: PLC0415
+
+    from app.datasets.rules import check_dataset  # noqa: PLC0415
+    from workers.graph.describe import describe  # noqa: PLC0415
+    from workers.intake.pt2 import read_model  # noqa: PLC0415
+
+    values = {name: torch.as_tensor(value) for name, value in inputs.items()}
+    tensors: dict[str, dict[str, Any]] = {
+        name: {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        for name, value in values.items()
+    }
+    if labels is not None:
+        classes = torch.as_tensor(labels)
+        tensors["labels"] = {"dtype": "int64", "shape": list(classes.shape)}
+        if classes.numel():
+            tensors["labels"]["maximum"] = int(classes.max())
+    samples = max((value.shape[0] for value in values.values() if value.ndim), default=0)
+    check_dataset(tensors, samples, describe(read_model(model_path)))
 
 
 def _words(document: dict[str, Any]) -> str:
@@ -108,12 +173,32 @@ def _call(target: str) -> Any:
     module_name, colon, function_name = target.rpartition(":")
     if not colon or not module_name or not function_name:
         raise click.UsageError(f"{target!r} is not MODULE:FUNCTION or FILE.py:FUNCTION")
-    with _importable(module_name):
+    with _importable(module_name), _users_errors(target):
         module = _module(module_name)
         function = getattr(module, function_name, None)
         if not callable(function):
             raise click.UsageError(f"{module_name} has no function {function_name!r}")
         return function()
+
+
+@contextmanager
+def _users_errors(target: str) -> Iterator[None]:
+    """An error in the user's code is shown with its traceback, and called what it is."""
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:
+        print_exc()
+        document = {
+            "type": "urn:bitwright:problem:module-error",
+            "title": "The module's own code failed",
+            "status": 422,
+            "detail": f"{target} raised {type(error).__name__}: {error}",
+            "field": "target",
+            "value": target,
+        }
+        raise Stopped(document, Exit.DEFECT) from error
 
 
 def _module(name: str) -> Any:

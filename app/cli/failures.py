@@ -1,5 +1,6 @@
 """From what went wrong to a problem document and an exit code."""
 
+import errno
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -104,7 +105,17 @@ def _of_this_machine(error: Exception) -> dict[str, Any] | None:
     if isinstance(error, MissingExtra):
         return _local("missing-extra", "A part of Bitwright is not installed", str(error), 500)
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) and error.filename:
-        return _local("file-unreadable", "A file cannot be used", f"{error.filename}: {error.strerror}", 422)
+        document = _local(
+            "file-unreadable", "A file cannot be used", f"{error.filename}: {error.strerror}", 422
+        )
+        return document | {
+            "field": "path",
+            "value": str(error.filename),
+            "allowed": "a file that can be read",
+        }
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f"{error.filename}: " if error.filename else ""
+        return _local("storage-full", "No room is left", f"{where}{error.strerror}", 507)
     sqlalchemy = sys.modules.get("sqlalchemy.exc")
     if sqlalchemy is not None and isinstance(error, sqlalchemy.OperationalError):
         detail = f"the database cannot be used: {str(error.orig or error).strip()}"

@@ -14,6 +14,7 @@ from app.cli.failures import Stopped, needs, require
 from app.cli.output import json_flag, json_out, output_of
 from app.cli.progress import job_progress
 from app.cli.service import DATA_DIR, load_settings, tune_memory
+from workers.intake.packing import packed
 
 
 @click.command(
@@ -38,7 +39,7 @@ from app.cli.service import DATA_DIR, load_settings, tune_memory
 def search(
     context: click.Context, /, *, model: Path, workers: int | None, data_dir: str | None, **given: Any
 ) -> None:
-    """Search bit-widths for MODEL (.pt2) here and now, without a server.
+    """Search bit-widths for MODEL (.pt2 or a Hugging Face folder) here and now, without a server.
 
     Measurements are kept in the data directory: an interrupted search goes on where it was, and another budget on the
     same data costs no measuring.
@@ -78,7 +79,7 @@ def search(
 @json_flag
 @click.pass_context
 def inspect(context: click.Context, /, model: Path) -> None:
-    """Tell the units of MODEL (.pt2), and what cannot be quantized and why.
+    """Tell the units of MODEL (.pt2 or a Hugging Face folder), and what cannot be quantized and why.
 
     The file is read as data; nothing in it is run. A refused file ends with exit code 3.
     """
@@ -87,11 +88,11 @@ def inspect(context: click.Context, /, model: Path) -> None:
         import torch  # noqa: F401, PLC0415
 
         from workers.graph.describe import describe  # noqa: PLC0415
-        from workers.intake.pt2 import read_model  # noqa: PLC0415
-    description = describe(read_model(model)).to_json()
-    with model.open("rb") as file:
+        from workers.intake.models import read_model  # noqa: PLC0415
+    with packed(model) as path, path.open("rb") as file:
+        description = describe(read_model(path)).to_json()
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    document = {"name": model.name, "sha256": sha256, "size_bytes": model.stat().st_size, **description}
+        document = {"name": model.name, "sha256": sha256, "size_bytes": path.stat().st_size, **description}
     out.document(document)
     if out.json_target is None:
         out.console.print(tables.model(document))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version as package_version
 from traceback import print_exc
 
@@ -95,5 +96,6 @@ def _failed(out: Output, error: Exception) -> int:
             "status": 500,
             "detail": f"{type(error).__name__}: {error}",
         }
-    out.problem(problem)
+    with suppress(BrokenPipeError):
+        out.problem(problem)
     return error.code if isinstance(error, Stopped) else exit_code(problem)

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 import click
 
 from app.cli.gates import parse_gates
+from app.cli.output import writable
 from app.client import DEFAULT_URL
+from workers.contracts import SCHEME_GRAMMAR, Estimator, Metric
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,7 +31,11 @@ GATES = click.option(
     "evaluation data decide where there are any. May be repeated.",
 )
 REPORT = click.option(
-    "--report", "report", metavar="OUT.html", help="Also save the report, one file that needs no network."
+    "--report",
+    "report",
+    metavar="OUT.html",
+    callback=writable,
+    help="Also save the report, one file that needs no network.",
 )
 
 
@@ -54,6 +60,16 @@ def _pins(_context: click.Context, _parameter: click.Parameter, texts: tuple[str
     return pins
 
 
+def _limits(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    limits: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE, e.g. bit_operations=1.2G")
+        limits[name.strip()] = value.strip()
+    return limits
+
+
 def _ties(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> list[list[str]]:
     return [[name.strip() for name in text.split(",")] for text in texts]
 
@@ -76,6 +92,15 @@ _PLAN_OPTIONS = (
         help="These units take the same candidate (fused q, k, v). May be repeated.",
     ),
     click.option("--exclude", multiple=True, metavar="UNIT", help="Leave a unit in float. May be repeated."),
+    click.option(
+        "--limit",
+        "limits",
+        multiple=True,
+        callback=_limits,
+        metavar="NAME=VALUE",
+        help="A further limit on the plan: bit_operations=1.2G (weight bits times activation bits of every "
+        "multiply-accumulate, of one sample).",
+    ),
     click.option(
         "--budget-counts",
         type=click.Choice(["weights", "file"]),
@@ -111,15 +136,36 @@ _SEARCH_OPTIONS = (
     ),
     click.option(
         "--scheme",
+        "schemes",
+        multiple=True,
         metavar="SCHEME",
-        help="(tensor|channel|group:N)-(symmetric|asymmetric)[-(minmax|percentile[:A]|kl|mse)][-full].  "
+        help=f"{SCHEME_GRAMMAR}. May be repeated: each unit then takes the one that suits it.  "
         "[default: channel-asymmetric]",
     ),
     click.option(
-        "--metric",
-        type=click.Choice(["kl", "mse", "loss"]),
-        help="What is compared with the float model; loss needs labels.  [default: kl]",
+        "--activations",
+        "activation_candidates",
+        callback=_candidates,
+        metavar="BITS,...",
+        help="Bit-widths on offer for the inputs of units, 2 to 16.  [default: float]",
     ),
+    click.option(
+        "--metric",
+        type=click.Choice(["auto", *(m.value for m in (*Metric, *Estimator))]),
+        help="auto: estimate all, measure what the estimates leave open. kl, mse, loss (needs labels): measure all. "
+        "The others: estimate only.  [default: auto]",
+    ),
+    click.option(
+        "--compare",
+        type=click.Choice(["kl", "mse"]),
+        help="What auto and estimates compare with the float model.  [default: kl where outputs have classes, else mse]",
+    ),
+    click.option(
+        "--regret",
+        type=float,
+        help="auto: measure until plans are expected to cost at most this share more than the best.  [default: 0.01]",
+    ),
+    click.option("--probes", type=int, help="Sets of random signs that estimates rest on.  [default: 4]"),
     click.option("--seed", type=int, help="Chooses the samples when not all are used.  [default: 0]"),
     click.option("--samples", type=int, help="How many calibration samples to use.  [default: all]"),
     click.option(
@@ -150,8 +196,8 @@ def search_options(command: Command) -> Command:
 def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The request's members that were given; the service fills in the rest, so that defaults live in one place."""
     names = (
-        "budgets", "candidates", "scheme", "metric", "seed", "samples", "holdout", "batch_size", "memory_bytes",
-        "pins", "ties", "exclude", "budget_counts",
+        "budgets", "candidates", "schemes", "activation_candidates", "metric", "compare", "regret", "probes", "seed",
+        "samples", "holdout", "batch_size", "memory_bytes", "pins", "ties", "exclude", "limits", "budget_counts",
     )  # fmt: skip
     given = {name: options.get(name) for name in names}
     return {

@@ -5,6 +5,7 @@ goes to standard error, so that a pipe carries JSON and nothing else.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,12 +65,17 @@ class Output:
         """Write a document where JSON was asked for; nowhere otherwise."""
         if self.json_target is None:
             return
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        text = _text(document)
         if self.json_target == STDOUT:
             sys.stdout.write(text)
             sys.stdout.flush()
             return
         target = Path(self.json_target)
+        if target.exists() and not target.is_file():
+            # A pipe or a device (`--json /dev/null`) is written to; replacing it by a file would destroy it.
+            with target.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         partial.write_text(text, encoding="utf-8")
@@ -80,9 +86,15 @@ class Output:
         if self.json_target is None:
             self.errors.print(_problem_words(document))
             return
-        self.document(document)
-        if self.json_target != STDOUT:
-            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(_text(document))
+        sys.stdout.flush()
+        if self.json_target == STDOUT:
+            return
+        try:
+            self.document(document)
+        except OSError as error:
+            # Perhaps the very problem that is told: a full disk, a folder that went away.
+            self.errors.print(f"[red]{escape(f'{self.json_target} cannot be written: {error.strerror}')}[/]")
 
     def _console(self, stream: str) -> Console:
         if stream not in self._consoles:
@@ -118,8 +130,9 @@ def json_flag(command: Command) -> Command:
 def json_out(command: Command) -> Command:
     """Add ``--json OUT``: the result document into a file, or to standard output for ``-``."""
 
-    def remember(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    def remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
         if value is not None:
+            check_writable(value, parameter)
             output_of(context).json_target = value
 
     return click.option(
@@ -130,6 +143,41 @@ def json_out(command: Command) -> Command:
         is_eager=True,
         help="Write the result as JSON into the file OUT; '-' is standard output.",
     )(command)
+
+
+def _text(document: Any) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def writable(_context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+    """For a click option that names a file to be written: see `check_writable`."""
+    if path is not None:
+        check_writable(path, parameter)
+    return path
+
+
+def check_writable(path: str, parameter: click.Parameter | None = None) -> None:
+    """Make sure, before work of perhaps hours, that its result can be written.
+
+    Args:
+        path: Of a file to be written later, in a folder that may not be there yet; ``"-"`` is standard output.
+        parameter: The option that names it, for the message.
+
+    Raises:
+        click.BadParameter: It is a folder, or lies where nothing can be written.
+    """
+    if path == STDOUT:
+        return
+    target = Path(path)
+    if target.is_dir() or not path:
+        raise click.BadParameter(f"{path!r} is no file's name but a folder's", param=parameter)
+    if target.exists() and not target.is_file():
+        return  # a pipe or a device
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise click.BadParameter(f"{str(folder)!r} is not a folder", param=parameter)
+    if not os.access(folder, os.W_OK):
+        raise click.BadParameter(f"nothing can be written into {str(folder)!r}", param=parameter)
 
 
 def _problem_words(document: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from app.report import quantities
 
-_STAGES = {"measure": "measuring", "solve": "solving", "verify": "verifying plans"}
+_STAGES = {"probe": "estimating", "measure": "measuring", "solve": "solving", "verify": "verifying plans"}
 _LINE_EVERY = 0.1
 """Without a terminal: a line for each such fraction of the work."""
 
@@ -31,7 +31,7 @@ class _TimeLeft(ProgressColumn):
     def render(self, task: Task) -> Text:
         """The column's text for a row."""
         seconds = task.fields.get("eta_seconds")
-        return Text("" if seconds is None else f"{quantities.duration(seconds)} left", style="cyan")
+        return Text(_time_left(seconds), style="cyan")
 
 
 class JobProgress:
@@ -62,7 +62,10 @@ class JobProgress:
             return
         if words != self._last[0] or fraction >= self._last[1] + _LINE_EVERY:
             self._last = (words, fraction)
-            left = "" if eta is None else f", {quantities.duration(eta)} left"
+            if progress is None:
+                self._console.print(words)
+                return
+            left = f", {_time_left(eta)}" if eta else ""
             self._console.print(
                 f"{words}: {quantities.percent(fraction)}{f' ({counts})' if counts else ''}{left}"
             )
@@ -110,6 +113,11 @@ def transfer_progress(console: Console, name: str, total_bytes: int) -> Iterator
     ) as bar:
         task = bar.add_task(name, total=total_bytes)
         yield lambda sent: bar.update(task, completed=sent)
+
+
+def _time_left(seconds: float | None) -> str:
+    """In words; nothing when it is not known, or nothing is left."""
+    return f"{quantities.duration(seconds)} left" if seconds else ""
 
 
 def _counts(progress: Mapping[str, Any] | None) -> str:

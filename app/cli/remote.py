@@ -15,6 +15,7 @@ from app.cli.output import Output, json_flag, json_out, output_of
 from app.cli.progress import job_progress, transfer_progress
 from app.client import Client, JobUpdate
 from app.report import quantities, words
+from workers.intake.packing import packed
 
 
 @click.command(
@@ -41,7 +42,8 @@ from app.report import quantities, words
 def submit(context: click.Context, /, **given: Any) -> None:
     """Send a search to the service.
 
-    MODEL, --calibration and --evaluation are files, which are uploaded, or ids of uploaded ones.
+    MODEL, --calibration and --evaluation are files, which are uploaded, or ids of uploaded ones. MODEL may also be a
+    Hugging Face folder.
     """
     out = output_of(context)
     if (given["gates"] or given["report"]) and not given["wait"]:
@@ -74,7 +76,7 @@ def submit(context: click.Context, /, **given: Any) -> None:
 )
 @click.argument("job", required=False)
 @click.option("--state", help="List only jobs in this state: queued, running, done, failed, cancelled.")
-@click.option("--limit", type=click.IntRange(1, 500), help="List at most so many.")
+@click.option("--limit", type=click.IntRange(1, 200), help="List at most so many.")
 @options.SERVER
 @json_flag
 @click.pass_context
@@ -191,9 +193,14 @@ def _stored(client: Client, out: Output, given: str, prefix: str) -> str:
     path = Path(given)
     if given.startswith(prefix) and not path.exists():
         return given
-    upload = client.upload_model if prefix == "mdl_" else client.upload_dataset
-    with transfer_progress(out.errors, path.name, path.stat().st_size) as progress:
-        return str(upload(path, progress=progress)["id"])
+    if prefix == "dat_":
+        with transfer_progress(out.errors, path.name, path.stat().st_size) as progress:
+            return str(client.upload_dataset(path, progress=progress)["id"])
+    with (
+        packed(path) as file,
+        transfer_progress(out.errors, path.name, file.stat().st_size) as progress,
+    ):
+        return str(client.upload_model(file, name=path.name, progress=progress)["id"])
 
 
 def _follow(client: Client, out: Output, job_id: str, gates: list[Gate], report: str | None) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -32,12 +33,34 @@ def _limits(context: click.Context, parameter: click.Parameter, texts: tuple[str
         raise click.BadParameter(str(error), param=parameter) from None
 
 
+def _ranges(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, tuple[int | None, int | None]]:
+    ranges = {}
+    for name, value in _pairs(context, parameter, texts):
+        least, dots, most = value.partition("..")
+        if not dots or not all(end.isdecimal() or not end for end in (least, most)):
+            raise click.BadParameter(f"{value!r} is not LEAST..MOST", param=parameter)
+        ranges[name] = (int(least) if least else None, int(most) if most else None)
+    return ranges
+
+
+def _counts(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[int, tuple[int | None, int | None]]:
+    try:
+        return {int(width): ends for width, ends in _ranges(context, parameter, texts).items()}
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None
+
+
 @click.command(
     cls=Command,
     examples=(
         'bitwright solve table.csv --budget "123456 bits total" --json',
         'bitwright solve table.csv --budget "12 MB" --limit latency_ms=3.5 --time-limit 10',
         "bitwright solve table.csv --frontier --json",
+        'bitwright solve table.csv --budget "4 bits" --prices --target-cost 0.02',
     ),
 )
 @click.argument("table", type=click.Path(path_type=Path))
@@ -63,9 +86,40 @@ def _limits(context: click.Context, parameter: click.Parameter, texts: tuple[str
 @click.option(
     "--tie", "ties", multiple=True, metavar="UNIT,UNIT", help="Units that share one choice. May be repeated."
 )
+@click.option(
+    "--bound",
+    "bounds",
+    multiple=True,
+    callback=_ranges,
+    metavar="UNIT=LEAST..MOST",
+    help="Bit-widths a unit may take; either end may be left out. May be repeated.",
+)
+@click.option(
+    "--count",
+    "counts",
+    multiple=True,
+    callback=_counts,
+    metavar="WIDTH=LEAST..MOST",
+    help="How many units take a bit-width; either end may be left out. May be repeated.",
+)
+@click.option("--max-widths", type=click.IntRange(1), help="Most different bit-widths in a plan.")
 @click.option("--weights", type=click.IntRange(1), help='Number of weights, for "4 bits".')
 @click.option("--float-bits", type=click.IntRange(1), help='Size in float, in bits, for "3.5x".')
 @click.option("--frontier", is_flag=True, help="Also tell the best cost at every size.")
+@click.option(
+    "--prices", is_flag=True, help="Also tell what more bits would buy, and where each unit changes."
+)
+@click.option("--target-cost", type=float, help="Also find the smallest plan that costs no more than this.")
+@click.option(
+    "--standard-errors", metavar="COLUMN", help="Also tell how sure each choice is, from the costs' errors."
+)
+@click.option(
+    "--risk",
+    type=click.FloatRange(0.0),
+    default=0.0,
+    show_default=True,
+    help="Standard errors added to each cost.",
+)
 @click.option(
     "--time-limit", type=float, default=10.0, show_default=True, metavar="SECONDS", help="For each budget."
 )
@@ -85,6 +139,7 @@ def solve(context: click.Context, /, *, table: Path, **given: Any) -> None:
     with needs("server"):
         from app.solving.service import SolveRequest, solve_table  # noqa: PLC0415
         from app.solving.table import from_csv  # noqa: PLC0415
+        from solver import WidthCount  # noqa: PLC0415
     with table.open(encoding="utf-8", newline="") as lines:
         costs = from_csv(lines)
     document = solve_table(
@@ -94,9 +149,19 @@ def solve(context: click.Context, /, *, table: Path, **given: Any) -> None:
             limits=given["limits"],
             pins=dict(given["pins"]),
             ties=[[name.strip() for name in text.split(",")] for text in given["ties"]],
+            bounds=given["bounds"],
+            width_counts=[
+                WidthCount(width=width, minimum=least, maximum=most)
+                for width, (least, most) in given["counts"].items()
+            ],
+            max_widths=given["max_widths"],
             weights=given["weights"],
             float_bits=given["float_bits"],
             with_frontier=given["frontier"],
+            with_prices=given["prices"],
+            target_cost=given["target_cost"],
+            errors=given["standard_errors"],
+            risk=given["risk"],
             time_limit_s=given["time_limit"],
             relative_gap=given["gap"],
             backend=given["backend"],
@@ -108,18 +173,55 @@ def solve(context: click.Context, /, *, table: Path, **given: Any) -> None:
             out.console.print(_words(plan))
         if given["frontier"]:
             out.console.print(_frontier(document["frontier"]))
+        if given["target_cost"] is not None:
+            out.console.print(Text(_smallest(document["smallest"])))
     if any(plan["status"] == "infeasible" for plan in document["plans"]):
         context.exit(Exit.INFEASIBLE)
 
 
 def _words(plan: dict[str, Any]) -> Group:
     title = f"{plan['budget'] or 'no size limit'}: {plan['status'].replace('_', ' ')}"
+    prices, probabilities = plan.get("prices"), plan.get("probabilities")
     shown = Table(title=title, title_justify="left")
     shown.add_column("unit")
     shown.add_column("candidate", justify="right")
+    if probabilities:
+        shown.add_column("probability", justify="right")
+    if prices:
+        shown.add_column("changes from (bits)", justify="right")
     for unit, candidate in plan["choices"].items():
-        shown.add_row(unit, candidate)
-    return Group(shown, Text(_certificate(plan)))
+        cells = [escape(unit), escape(candidate)]
+        if probabilities:
+            cells.append(f"{probabilities[unit]:.0%}")
+        if prices:
+            cells.append(_next_switch(prices["switches"][unit], plan["budget_bits"]))
+        shown.add_row(*cells)
+    lines = [Text(_certificate(plan))]
+    if prices:
+        lines.append(Text(_prices(prices)))
+    return Group(shown, *lines)
+
+
+def _next_switch(switches: list[dict[str, Any]], budget_bits: int) -> str:
+    coming = next((switch for switch in switches if switch["budget_bits"] > budget_bits), None)
+    return "" if coming is None else f"{coming['budget_bits']:,}: {escape(coming['candidate'])}"
+
+
+def _prices(prices: dict[str, Any]) -> str:
+    if prices["next_budget_bits"] is None:
+        return "more bits would buy nothing"
+    return (
+        f"one more KB would save {prices['per_kilobyte']:.3g}; "
+        f"{prices['next_budget_bits']:,} bits would save {prices['next_saving']:.3g}"
+    )
+
+
+def _smallest(answer: dict[str, Any]) -> str:
+    target = f"cost {answer['target_cost']:.9g}"
+    if answer["status"] == "infeasible":
+        return f"no plan keeps {target}; the cheapest costs {answer['least_cost']:.9g}"
+    bound = "" if answer["status"] == "optimal" else f"; none below {answer['size_lower_bound']:,} bits does"
+    return f"{target}: {answer['size_bits']:,} bits ({answer['status']}){bound}"
 
 
 def _certificate(plan: dict[str, Any]) -> str:

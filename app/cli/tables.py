@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.report import quantities, words
+from app.report.summary import candidate_words
 
 Document = Mapping[str, Any]
 
@@ -43,7 +44,8 @@ def result(document: Document) -> RenderableType:
 def unfinished(document: Document) -> RenderableType:
     """A search that has no plan yet: how far it is and what was measured."""
     measured = document.get("sensitivities", [])
-    shown = table("Measured so far", "Unit", ">Bits", ">Cost", ">Standard error")
+    heading = quantities.heading(str(document["settings"]["compare"]))
+    shown = table("Measured so far", "Unit", ">Bits", f">{heading}", ">Standard error")
     for row in measured:
         shown.add_row(
             escape(row["unit"]),
@@ -58,13 +60,13 @@ def unfinished(document: Document) -> RenderableType:
 
 def plans(document: Document) -> Table:
     """Requested plans and uniform baselines, by size."""
-    metric = str(document["settings"]["metric"])
-    measure = quantities.measure(metric)
+    metric = str(document["settings"]["compare"])
+    heading = quantities.heading(metric)
     held_out = document.get("evaluation") is not None
     where = "evaluation" if held_out else "calibration"
     shown = table(
         "Plans, measured on the whole model with all units quantized together",
-        "Plan", ">Bits", ">Weights", ">File", f">{measure.title} predicted", f">measured, {where}",
+        "Plan", ">Average", ">Weights", ">File", f">{heading}: predicted", f">measured ± std. error, {where}",
         ">Top-1 agreement",
     )  # fmt: skip
     rows = [*document.get("plans", []), *document.get("baselines", [])]
@@ -85,23 +87,26 @@ def plans(document: Document) -> Table:
 
 def choices(document: Document) -> Table:
     """The bits of each unit, in execution order, with what the choice costs."""
-    metric = str(document["settings"]["metric"])
-    costs = {(row["unit"], row["bits"]): row["mean"] for row in document.get("sensitivities", [])}
+    metric = str(document["settings"]["predicts"])
+    costs = {(row["unit"], candidate_words(row)): row["mean"] for row in document.get("sensitivities", [])}
+    chosen_of = {unit: candidate_words(choice) for unit, choice in document.get("choices", {}).items()}
     bits = {unit: choice["bits"] for unit, choice in document.get("choices", {}).items()}
-    total = sum(abs(costs.get((unit, b), 0.0)) for unit, b in bits.items()) or 1.0
+    several = len({choice["scheme"] for choice in document.get("choices", {}).values()}) > 1
+    total = sum(abs(costs.get(item, 0.0)) for item in chosen_of.items()) or 1.0
     shown = table(
         f"Bits for each unit at a budget of {document.get('budget')}",
-        "Unit", "Operator", "Shape", ">Weights", ">Bits", "", f">{quantities.measure(metric).title}", ">Share",
+        "Unit", "Operator", "Shape", ">Weights", ">Bits", "", f">{quantities.heading(metric)}", ">Share",
     )  # fmt: skip
     for unit in document.get("units", []):
         chosen = bits.get(unit["name"])
-        cost = costs.get((unit["name"], chosen))
+        words = chosen_of.get(unit["name"], "float")
+        cost = costs.get((unit["name"], words))
         shown.add_row(
             escape(unit["name"]),
             unit["operator"],
             _shape(unit["shape"]),
             quantities.count(unit["weights"]),
-            "float" if chosen is None else str(chosen),
+            words if several else words.partition(" · ")[0],
             "▪" * (chosen or 0),
             quantities.number(cost),
             quantities.NOTHING if cost is None else quantities.percent(abs(cost) / total),
@@ -192,8 +197,9 @@ def _measured(plan: Document, metric: str, where: str, *, digits_of: str = "numb
 
 def _bound(plan: Document) -> Text:
     objective, bound = plan.get("objective"), plan.get("lower_bound")
+    unit = quantities.measure(str(plan["settings"]["predicts"])).unit
     return Text(
-        f"Objective {quantities.number(objective, 6)}, lower bound {quantities.number(bound, 6)}, "
+        f"Objective {quantities.number(objective, 6)} {unit}, lower bound {quantities.number(bound, 6)} {unit}, "
         f"relative gap {words.gap_words(plan)}."
     )
 

@@ -15,6 +15,7 @@ from app.kit.pages import Cursor
 from app.models import Job, JobState, Model, ModelState, Plan, PlanRole
 from app.plans import repository as plans
 from app.plans import service as plan_service
+from app.plans.conclusion import measured_cost
 from app.report import summary
 from app.results import job_result, plan_json
 from workers.contracts import ModelDescription
@@ -93,7 +94,7 @@ def _job_row(session: Session, job: Job) -> JobRow:
         model=session.get_one(Model, job.model_id).name,
         progress=progress_of(session, job),
         plan=plan,
-        cost=None if plan is None else plan_service.measured_cost(plan, job.request["metric"]),
+        cost=None if plan is None else measured_cost(plan, job.request["compare"]),
     )
 
 

@@ -10,6 +10,7 @@ from workers.contracts import InputInfo, ModelDescription
 from workers.intake.dataset_header import (
     IGNORED_LABEL,
     LABELS,
+    POSITION_MASK,
     DatasetHeader,
     StoredTensor,
     check_against,
@@ -57,7 +58,7 @@ def _any_inputs(header: DatasetHeader) -> tuple[InputInfo, ...]:
     return tuple(
         InputInfo(name=name, dtype=tensor.dtype, shape=(None, *tensor.shape[1:]))
         for name, tensor in header.tensors.items()
-        if name != LABELS
+        if name not in (LABELS, POSITION_MASK)
     )
 
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.kit.pages import MAX_LIMIT
 
@@ -38,6 +38,8 @@ class DatasetList(BaseModel):
 
 class DatasetFilter(BaseModel):
     """Which page of datasets to list."""
+
+    model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="Datasets on a page.")
     cursor: str | None = Field(default=None, max_length=512, description="`next_cursor` of the page before.")

@@ -43,7 +43,7 @@ from app.dispatch.logs import line
 from app.dispatch.shard import run_task
 from app.dispatch.store import RunningTask
 from app.errors import EngineUnavailable
-from app.plans.service import conclude_job
+from app.plans.conclusion import conclude_job
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,8 @@
 """What is to happen next, decided from states alone. Nothing here reads a clock, a database or an engine.
 
-A job goes QUEUED -> RUNNING (measure, solve, verify) -> DONE, or ends as FAILED or CANCELLED from anywhere before.
+A job goes QUEUED -> RUNNING -> DONE, or ends as FAILED or CANCELLED from anywhere before. While it runs its stages are
+probe (only where estimates are asked for), measure, solve, verify. A SOLVE task that finds that its plans still need
+entries adds tasks for them and sets the stage back to MEASURE itself, in one transaction.
 A task goes PENDING -> RUNNING -> DONE, back to PENDING with a new attempt when it was lost or failed, and ends as
 FAILED or CANCELLED. Each instruction names the states it starts from, and whoever carries it out changes a row
 only while it still is in those states: an instruction that comes late does nothing.
@@ -19,11 +21,13 @@ MAX_LOSSES = 100
 OPEN = (TaskState.PENDING, TaskState.RUNNING)
 
 _KIND_OF_STAGE = {
+    Stage.PROBE: TaskKind.PROBE,
     Stage.MEASURE: TaskKind.MEASURE,
     Stage.SOLVE: TaskKind.SOLVE,
     Stage.VERIFY: TaskKind.VERIFY,
 }
-_NEXT_STAGE = {Stage.MEASURE: Stage.SOLVE, Stage.SOLVE: Stage.VERIFY}
+_NEXT_STAGE = {Stage.PROBE: Stage.SOLVE, Stage.MEASURE: Stage.SOLVE, Stage.SOLVE: Stage.VERIFY}
+_BEGINNINGS = (TaskKind.PROBE, TaskKind.MEASURE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +56,14 @@ class TaskView:
 
 @dataclass(frozen=True, kw_only=True)
 class StartJob:
-    """QUEUED -> RUNNING, stage MEASURE."""
+    """QUEUED -> RUNNING, in its first stage."""
 
     job_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnterStage:
-    """A running job goes to ``stage`` from the one before it."""
+    """A running job goes to ``stage`` from one that comes before it."""
 
     job_id: str
     stage: Stage
@@ -124,7 +128,8 @@ def decide(job: JobView) -> list[JobInstruction]:
         return [FailJob(job_id=job.id), CancelTasks(job_id=job.id)]
     if job.state is JobState.QUEUED:
         # A job with work to measure starts when its first task does (`pick`).
-        return [] if job.count([TaskState.PENDING], TaskKind.MEASURE) else [StartJob(job_id=job.id)]
+        waits = any(job.count([TaskState.PENDING], kind) for kind in _BEGINNINGS)
+        return [] if waits else [StartJob(job_id=job.id)]
     stage = job.stage or Stage.MEASURE
     if job.count(OPEN, _KIND_OF_STAGE[stage]):
         return []

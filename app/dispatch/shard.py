@@ -7,9 +7,10 @@ is not computed again.
 import logging
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -22,18 +23,22 @@ from app.dispatch import store, work
 from app.dispatch.files import verified_path
 from app.dispatch.lifecycle import GiveUp, TaskView, after_failure
 from app.dispatch.logs import line
-from app.dispatch.work import Claim, JobFiles, patiently
-from app.jobs.keys import Split, split_samples
+from app.dispatch.requests import CALIBRATION, EVALUATION, estimate_request, measure_request, plan_requests
+from app.dispatch.work import Claim, JobFiles, ProbeTask, ProbeValues, WantedEntry, patiently
 from app.models import TaskKind
-from app.plans.service import solve_job
+from app.plans.rounds import further_entries, measure_further
+from app.plans.service import draft_job, store_job_plans
 from app.settings import Settings
-from workers.contracts import Candidate, Entry, Measured, MeasureRequest, Metric, PlanRequest, Scheme
+from workers.contracts import (
+    Entry,
+    Measured,
+    PlanRequest,
+)
 from workers.errors import InputRefused
 
 logger = logging.getLogger(__name__)
 
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
-CALIBRATION, EVALUATION = "calibration", "evaluation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +113,7 @@ def _write_down(context: _Context, error: Exception) -> str:
 
 def _inspect(context: _Context) -> bool:
     from workers.graph.describe import describe  # noqa: PLC0415 - torch is for workers only
-    from workers.intake.pt2 import read_model  # noqa: PLC0415
+    from workers.intake.models import read_model  # noqa: PLC0415
 
     _limit_threads(context.settings)
     assert context.claim.model_id is not None
@@ -128,59 +133,72 @@ def _measure(context: _Context) -> bool:
     return patiently(context.database, lambda session: work.finish(session, context.claim))
 
 
-def _measure_entries(context: _Context, files: JobFiles, wanted: list[work.WantedEntry]) -> bool:
+def _measure_entries(context: _Context, files: JobFiles, wanted: list[WantedEntry]) -> bool:
     """Measure entries and store each as soon as it is finished; whether all of them were wanted to the end."""
     from workers.sensitivity.engine import measure  # noqa: PLC0415 - torch is for workers only
 
     _limit_threads(context.settings)
-    request = _measure_request(context.settings, files, wanted)
-    keys = {(e.unit, e.bits, e.scheme): e.key for e in wanted}
-    for entry in measure(request):
-        key = keys[entry.unit, entry.bits, entry.scheme]
-        if not _record(context, files.model.sha256, key, entry):
-            return False
+    by_block: dict[tuple[int, int], list[WantedEntry]] = {}
+    for entry in wanted:
+        by_block.setdefault(entry.block, []).append(entry)
+    for entries in by_block.values():
+        request = measure_request(context.settings, files, entries)
+        for entry, measured in zip(entries, measure(request), strict=True):
+            if not _record(context, files.model.sha256, entry, measured):
+                return False
     return True
 
 
-def _record(context: _Context, model_sha256: str, key: str, entry: Entry) -> bool:
+def _record(context: _Context, model_sha256: str, wanted: WantedEntry, entry: Entry) -> bool:
     """Store an entry and look whether the task is still wanted, in one short transaction."""
 
     def write(session: Session) -> tuple[bool, bool]:
-        return work.store_measurement(session, key, model_sha256, entry), work.holds(session, context.claim)
+        new = work.store_measurement(session, wanted, model_sha256, entry)
+        return new, work.holds(session, context.claim)
 
-    new, wanted = patiently(context.database, write)
-    what = {"unit": entry.unit, "bits": entry.bits, "seconds": entry.seconds, "key": key}
+    new, still_wanted = patiently(context.database, write)
+    what = {"unit": entry.unit, "bits": entry.bits, "seconds": entry.seconds, "key": wanted.key}
     logger.info(line("entry_measured" if new else "entry_was_there", **what, **context.ids))
-    return wanted
+    return still_wanted
 
 
-def _measure_request(settings: Settings, files: JobFiles, wanted: list[work.WantedEntry]) -> MeasureRequest:
-    request = files.request
-    return MeasureRequest(
-        model_path=str(verified_path(settings, files.model)),
-        calibration_path=str(verified_path(settings, files.calibration)),
-        metric=Metric(request["metric"]),
-        wanted=tuple((e.unit, Candidate(bits=e.bits, scheme=Scheme.parse(e.scheme))) for e in wanted),
-        seed=request["seed"],
-        samples=request["samples"],
-        indices=_split(files).calibration,
-        batch_size=request["batch_size"],
-        memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
-    )
+def _probe(context: _Context) -> bool:
+    """One probe on one block of the samples."""
+    assert context.claim.job_id is not None
+    with context.database.read() as session:
+        files = work.job_files(session, context.claim.job_id)
+        task = work.probe_part(session, context.claim)
+    if task is not None:
+        found = _estimate(context.settings, files, task)
+        patiently(context.database, lambda s: work.store_probe(s, task.part, files.model.sha256, found))
+    return patiently(context.database, lambda session: work.finish(session, context.claim))
 
 
-def _split(files: JobFiles) -> Split:
-    return split_samples(files.calibration.samples, files.request["holdout"], files.request["seed"])
+def _estimate(settings: Settings, files: JobFiles, task: ProbeTask) -> ProbeValues:
+    from workers.sensitivity.estimators.run import estimate  # noqa: PLC0415 - torch is for workers only
+
+    _limit_threads(settings)
+    started = time.perf_counter()
+    found = estimate(estimate_request(settings, files, task))
+    seconds = time.perf_counter() - started
+    return ProbeValues(values=found.values, storage_bits=found.storage_bits, seconds=seconds)
 
 
 def _solve(context: _Context) -> bool:
+    """Make the job's plans, or have measured what they still need. Searching holds no transaction for writing."""
     job_id = context.claim.job_id
     assert job_id is not None
+    with context.database.read() as session:
+        further = further_entries(session, job_id)
+        plans = [] if further else draft_job(session, job_id)
 
     def write(session: Session) -> bool:
         if not work.holds(session, context.claim):
             return False
-        solve_job(session, job_id)
+        if further:
+            measure_further(session, job_id, further, context.settings)
+        else:
+            store_job_plans(session, job_id, plans)
         return work.finish(session, context.claim)
 
     return patiently(context.database, write)
@@ -195,7 +213,7 @@ def _verify(context: _Context) -> bool:
         files = work.job_files(session, claim.job_id)
         plan = work.plan_view(session, claim.plan_id)
     measured = plan.measured
-    for role, request in _plan_requests(context.settings, files, plan.choices).items():
+    for role, request in plan_requests(context.settings, files, plan.choices).items():
         if _has(measured, role):
             continue
         measured = _measure_plan(context.settings, request, measured, role)
@@ -207,31 +225,6 @@ def _verify(context: _Context) -> bool:
 
 def _store_measured(context: _Context, measured: dict[str, Any]) -> bool:
     return patiently(context.database, lambda session: work.store_measured(session, context.claim, measured))
-
-
-def _plan_requests(settings: Settings, files: JobFiles, choices: dict[str, Any]) -> dict[str, PlanRequest]:
-    """What a plan is measured on, by role: the calibration samples, and those to evaluate on when there are any."""
-    request, split = files.request, _split(files)
-    calibration = PlanRequest(
-        model_path=str(verified_path(settings, files.model)),
-        data_path=str(verified_path(settings, files.calibration)),
-        choices={
-            unit: Candidate(bits=choice["bits"], scheme=Scheme.parse(choice["scheme"]))
-            for unit, choice in choices.items()
-        },
-        metrics=(Metric(request["metric"]),),
-        seed=request["seed"],
-        samples=request["samples"],
-        indices=split.calibration,
-        batch_size=request["batch_size"],
-    )
-    requests = {CALIBRATION: calibration}
-    if files.evaluation is not None:
-        path = str(verified_path(settings, files.evaluation))
-        requests[EVALUATION] = replace(calibration, data_path=path, samples=None, indices=None)
-    elif split.evaluation is not None:
-        requests[EVALUATION] = replace(calibration, samples=None, indices=split.evaluation)
-    return requests
 
 
 def _measure_plan(
@@ -264,7 +257,7 @@ def preload(threads: int) -> None:
     import torch  # noqa: PLC0415 - torch is for workers only
 
     import workers.graph.describe  # noqa: PLC0415
-    import workers.intake.pt2  # noqa: PLC0415
+    import workers.intake.models  # noqa: PLC0415
     import workers.sensitivity.engine  # noqa: PLC0415
     import workers.verify.plan  # noqa: F401, PLC0415
 
@@ -280,6 +273,7 @@ def _limit_threads(settings: Settings) -> None:
 
 _RUN: dict[TaskKind, Callable[[_Context], bool]] = {
     TaskKind.INSPECT: _inspect,
+    TaskKind.PROBE: _probe,
     TaskKind.MEASURE: _measure,
     TaskKind.SOLVE: _solve,
     TaskKind.VERIFY: _verify,

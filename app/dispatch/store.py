@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import case, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.dispatch.lifecycle import OPEN, GiveUp, JobView, PendingTask, Requeue, TaskView
@@ -23,7 +23,10 @@ from app.models import (
 )
 
 _ACTIVE = (JobState.QUEUED, JobState.RUNNING)
-_BEFORE = {Stage.SOLVE: Stage.MEASURE, Stage.VERIFY: Stage.SOLVE}
+_BEFORE = {
+    Stage.SOLVE: (Stage.PROBE, Stage.MEASURE),
+    Stage.VERIFY: (Stage.SOLVE,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +114,28 @@ def start_task(session: Session, task: PendingTask) -> bool:
 
 
 def start_job(session: Session, job_id: str) -> bool:
-    """QUEUED -> RUNNING."""
-    values = {"state": JobState.RUNNING, "stage": Stage.MEASURE, "started_at": utc_now()}
-    return (
-        changed(session, update(Job).where(Job.id == job_id, Job.state == JobState.QUEUED).values(values))
-        == 1
-    )
+    """QUEUED -> RUNNING, in stage PROBE if there is anything to estimate first."""
+    now = utc_now()
+    probes = exists().where(Task.job_id == Job.id, Task.kind == TaskKind.PROBE)
+    values = {
+        "state": JobState.RUNNING,
+        "stage": case((probes, Stage.PROBE), else_=Stage.MEASURE),
+        "started_at": now,
+        "stage_started_at": now,
+    }
+    queued = update(Job).where(Job.id == job_id, Job.state == JobState.QUEUED)
+    return changed(session, queued.values(values)) == 1
 
 
 def enter_stage(session: Session, job_id: str, stage: Stage) -> bool:
     """Go to the next stage; entering SOLVE makes its task."""
     now = utc_now()
-    values = {"stage": stage, ("measured_at" if stage is Stage.SOLVE else "solved_at"): now}
+    reached = "measured_at" if stage is Stage.SOLVE else "solved_at"
+    values = {"stage": stage, "stage_started_at": now, reached: now}
     moved = changed(
         session,
         update(Job)
-        .where(Job.id == job_id, Job.state == JobState.RUNNING, Job.stage == _BEFORE[stage])
+        .where(Job.id == job_id, Job.state == JobState.RUNNING, Job.stage.in_(_BEFORE[stage]))
         .values(values),
     )
     if moved and stage is Stage.SOLVE:

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, exists, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -13,6 +15,9 @@ from sqlalchemy.orm import Session
 
 from app.db import Database
 from app.dispatch.rows import changed, job_wants_task
+from app.jobs import tasks
+from app.jobs.offer import Offer, offer_of
+from app.jobs.tasks import Block
 from app.models import (
     Dataset,
     Job,
@@ -21,17 +26,21 @@ from app.models import (
     Model,
     ModelState,
     Plan,
+    ProbeResult,
     Task,
     TaskKind,
     TaskState,
     utc_now,
 )
-from workers.contracts import Entry
+from workers.contracts import Candidate, Entry, ModelDescription, Scheme
 
 DATABASE_PATIENCE_S = 60.0
 """How long a worker with a result in hand waits for a database that is away."""
 
 _T = TypeVar("_T")
+_MEASURED = (
+    "unit", "bits", "scheme", "metric", "size_bits", "storage_bits", "mean", "standard_error", "samples", "seconds", "sketch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +85,37 @@ class WantedEntry:
     unit: str
     bits: int
     scheme: str
+    activation_bits: int | None
+    block: Block
+
+    @property
+    def candidate(self) -> Candidate:
+        """What is measured."""
+        scheme = Scheme.parse(self.scheme)
+        return Candidate(bits=self.bits, scheme=scheme, activation_bits=self.activation_bits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeTask:
+    """One part of a job's probes, and the entries it is about."""
+
+    part: tasks.ProbePart
+    offer: Offer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProbeValues:
+    """What probes found on a block of samples.
+
+    Args:
+        values: ``[probes, entries, samples]``, see `app.models.ProbeResult`.
+        storage_bits: Of each entry.
+        seconds: Wall-clock time it took.
+    """
+
+    values: NDArray[np.float64]
+    storage_bits: tuple[int, ...]
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,20 +214,73 @@ def _ref(row: Model | Dataset) -> FileRef:
 
 def missing_entries(session: Session, task_id: str) -> list[WantedEntry]:
     """The task's entries that nobody has measured yet, in execution order."""
-    rows = session.execute(
-        select(JobEntry.key, JobEntry.unit, JobEntry.bits, JobEntry.scheme)
+    rows = session.scalars(
+        select(JobEntry)
         .where(JobEntry.task_id == task_id, ~exists().where(Measurement.key == JobEntry.key))
         .order_by(JobEntry.ordinal)
     )
-    return [WantedEntry(key=r.key, unit=r.unit, bits=r.bits, scheme=r.scheme) for r in rows]
+    return [
+        WantedEntry(
+            key=r.key,
+            unit=r.unit,
+            bits=r.bits,
+            scheme=r.scheme,
+            activation_bits=r.activation_bits,
+            block=(r.block_start, r.block_stop),
+        )
+        for r in rows
+    ]
 
 
-def store_measurement(session: Session, key: str, model_sha256: str, entry: Entry) -> bool:
+def store_measurement(session: Session, wanted: WantedEntry, model_sha256: str, entry: Entry) -> bool:
     """Write a finished entry; ``False`` if it was there already."""
+    start, stop = wanted.block
+    values = {name: getattr(entry, name) for name in _MEASURED} | {
+        "key": wanted.key,
+        "model_sha256": model_sha256,
+        "activation_bits": wanted.activation_bits,
+        "block_start": start,
+        "block_stop": stop,
+        "created_at": utc_now(),
+    }
+    return _insert_once(session, Measurement, values)
+
+
+def probe_part(session: Session, held: Claim) -> ProbeTask | None:
+    """What a PROBE task is to estimate; ``None`` if that is known already."""
+    job = session.get_one(Job, held.job_id)
+    model = session.get_one(Model, job.model_id)
+    assert model.description is not None
+    description = ModelDescription.from_json(model.description)
+    offer = offer_of(description, job.request)
+    ordinal = session.get_one(Task, held.task_id).ordinal
+    part = tasks.probe_parts(tasks.source_of(session, job), job.request, offer)[ordinal]
+    if session.get(ProbeResult, part.key) is not None:
+        return None
+    return ProbeTask(part=part, offer=offer)
+
+
+def store_probe(session: Session, part: tasks.ProbePart, model_sha256: str, found: ProbeValues) -> bool:
+    """Write what a probe found; ``False`` if it was there already."""
+    probes, entries, samples = found.values.shape
+    values = {
+        "key": part.key,
+        "model_sha256": model_sha256,
+        "probes": probes,
+        "entries": entries,
+        "samples": samples,
+        "values": found.values.astype("<f4").tobytes(),
+        "storage_bits": list(found.storage_bits),
+        "seconds": found.seconds,
+        "created_at": utc_now(),
+    }
+    return _insert_once(session, ProbeResult, values)
+
+
+def _insert_once(session: Session, table: type[Measurement | ProbeResult], values: dict[str, Any]) -> bool:
     on_sqlite = session.get_bind().dialect.name == "sqlite"
     insert = sqlite_insert if on_sqlite else postgres_insert
-    values = asdict(entry) | {"key": key, "model_sha256": model_sha256, "created_at": utc_now()}
-    new = insert(Measurement).values(values).on_conflict_do_nothing().returning(Measurement.key)
+    new = insert(table).values(values).on_conflict_do_nothing().returning(table.key)
     return session.scalar(new) is not None
 
 

@@ -56,11 +56,13 @@ def frontier_figure(result: dict[str, Any], tried: Sequence[Plan] = ()) -> Figur
         Traces ``best predicted``, then ``plan``, ``uniform`` and ``tried``, each ``, measured`` and ``, predicted``, as
         far as there are any. ``layout.meta`` tells the bytes in one unit of the horizontal axis.
     """
-    metric = str(result["settings"]["metric"])
+    metric = str(result["settings"]["compare"])
     on_file = result["settings"].get("budget_counts") == "file"
     size_of = "file_size_bits" if on_file else "size_bits"
     groups = {"plan": result["plans"], "uniform": result["baselines"], "tried": tried}
-    points = [p for p in _thin(result["frontier"]) if p["objective"] > 0]
+    # A score of its own unit has no place on the axis of what is measured.
+    same = result["settings"]["predicts"] == metric
+    points = [p for p in _thin(result["frontier"]) if same and p["objective"] > 0]
     sizes = [p["size_bits"] for p in points]
     sizes += [p[size_of] for plans in groups.values() for p in plans if p.get(size_of)]
     scale, unit = quantities.size_unit(max(sizes, default=8))
@@ -89,7 +91,7 @@ def predicted_and_measured(result: dict[str, Any]) -> Figure:
     Returns:
         Traces ``predicted``, ``measured, calibration``, ``measured, evaluation``, as far as there are any.
     """
-    metric = str(result["settings"]["metric"])
+    metric = str(result["settings"]["compare"])
     plans = [p for p in (*result["plans"], *result["baselines"]) if p["size_bits"]]
     plans.sort(key=lambda p: p["size_bits"])
     names = [

@@ -11,7 +11,9 @@ from app.report import quantities
 _DECADES = 8
 """Costs this many powers of ten below the largest are not told apart by colour (hovering still gives them)."""
 
-Key = tuple[str, int, str]
+Row = tuple[int, int, str]
+"""Bits, bits of activations (0: float), scheme."""
+Key = tuple[str, Row]
 
 
 def sensitivity_heat_map(result: dict[str, Any], plan: dict[str, Any] | None = None) -> Figure:
@@ -24,15 +26,13 @@ def sensitivity_heat_map(result: dict[str, Any], plan: dict[str, Any] | None = N
     Returns:
         Traces ``cost`` (positive costs), ``at or below zero`` (where there are any), ``chosen`` (with a plan).
     """
-    metric = str(result["settings"]["metric"])
-    entries = {
-        (e["unit"], e["bits"], e["scheme"]): e for e in result["sensitivities"] if e["metric"] == metric
-    }
+    metric = str(result["settings"]["predicts"])
+    entries = {(e["unit"], _row(e)): e for e in result["sensitivities"] if e["metric"] == metric}
     excluded = set(result["settings"].get("exclude") or ())
     units = [u["name"] for u in result["units"] if u["name"] not in excluded]
     rows = _candidates(result, entries)
-    several = len({scheme for _, scheme in rows}) > 1
-    labels = [f"{b} bits · {s}" if several else f"{b} bits" for b, s in rows]
+    several = len({scheme for _, _, scheme in rows}) > 1
+    labels = [_label(row, with_scheme=several) for row in rows]
     names = [theme.plain(n) for n in theme.short_names(units)]
     figure = theme.base_figure(
         height=60 + 34 * max(len(rows), 2) + theme.unit_axis_room(names),
@@ -47,20 +47,36 @@ def sensitivity_heat_map(result: dict[str, Any], plan: dict[str, Any] | None = N
         plot_bgcolor="rgba(128,134,148,0.10)",
         margin={"l": 8, "r": 8, "t": 38 if plan else 16, "b": 8},
     )
-    grid = [[entries.get((unit, bits, scheme)) for unit in units] for bits, scheme in rows]
+    grid = [[entries.get((unit, row)) for unit in units] for row in rows]
     _add_costs(figure, grid, names, labels, metric)
     if plan is not None and plan.get("choices"):
         label = dict(zip(rows, labels, strict=True))
-        chosen = {unit: label.get((c["bits"], c["scheme"])) for unit, c in plan["choices"].items()}
+        chosen = {unit: label.get(_row(c)) for unit, c in plan["choices"].items()}
         _mark_choices(figure, [(name, chosen.get(unit)) for unit, name in zip(units, names, strict=True)])
     return figure
 
 
-def _candidates(result: dict[str, Any], entries: dict[Key, dict[str, Any]]) -> list[tuple[int, str]]:
-    """The rows: what was asked for, and whatever else was measured, by bits."""
+def _candidates(result: dict[str, Any], entries: dict[Key, dict[str, Any]]) -> list[Row]:
+    """The rows: what was asked for, and whatever else is known, by bits."""
     settings = result["settings"]
-    asked = {(int(bits), str(settings["scheme"])) for bits in settings["candidates"]}
-    return sorted(asked | {(bits, scheme) for _, bits, scheme in entries})
+    activations = settings.get("activation_candidates") or [0]
+    asked = {
+        (int(bits), int(activation), str(scheme))
+        for bits in settings["candidates"]
+        for scheme in settings["schemes"]
+        for activation in activations
+    }
+    return sorted(asked | {row for _, row in entries})
+
+
+def _row(candidate: dict[str, Any]) -> Row:
+    return int(candidate["bits"]), int(candidate.get("activation_bits") or 0), str(candidate["scheme"])
+
+
+def _label(row: Row, *, with_scheme: bool) -> str:
+    bits, activation, scheme = row
+    inputs = f", inputs {activation} bits" if activation else ""
+    return f"{bits} bits{inputs}" + (f" · {scheme}" if with_scheme else "")
 
 
 def _add_costs(
@@ -119,7 +135,8 @@ def _hover(entry: dict[str, Any] | None, metric: str) -> list[str] | None:
     lines = [
         f"{entry['bits']} bits, {theme.plain(entry['scheme'])}",
         f"cost {cost} {unit}".rstrip(),
-        f"{quantities.size(entry['size_bits'])}, {entry['samples']} samples",
+        f"{quantities.size(entry['size_bits'])}, {entry['samples']} samples"
+        + (", estimated" if entry.get("source") == "estimated" else ""),
     ]
     return [theme.plain(entry["unit"]), "<br>".join(lines)]
 

@@ -1,6 +1,6 @@
 """What a job needs measured, cut into shards."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.jobs.keys import SampleChoice, entry_key
@@ -20,27 +20,38 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedEntry:
-    """One (unit, candidate) to measure. ``work`` is in float passes over the samples."""
+    """One (unit, candidate) to measure on a block of samples. ``work`` is in float passes over all samples."""
 
     key: str
     unit: str
     bits: int
     scheme: str
+    activation_bits: int | None
+    block_start: int
+    block_stop: int
     work: float
 
 
 def plan_entries(
     description: ModelDescription,
-    candidates: Sequence[Candidate],
+    wanted: Sequence[tuple[str, Candidate]],
     *,
-    exclude: Iterable[str],
+    block: tuple[int, int],
     source: Source,
     shards: int,
 ) -> list[list[PlannedEntry]]:
-    """All entries in execution order, in at most ``shards`` contiguous runs of about equal work, one per unit at most."""
-    excluded = set(exclude)
-    units = [u.name for u in description.units if u.name not in excluded]
-    wanted = [(unit, candidate) for unit in units for candidate in candidates]
+    """Entries in execution order, in at most ``shards`` contiguous runs of about equal work, one per unit at most.
+
+    Args:
+        description: The model.
+        wanted: Units and candidates.
+        block: Which samples, as positions in the order that the seed gives them.
+        source: What is measured on what.
+        shards: Number of runs at most.
+    """
+    units = len({unit for unit, _ in wanted})
+    start, stop = block
+    part = (stop - start) / source.choice.used
     return [
         [
             PlannedEntry(
@@ -51,13 +62,17 @@ def plan_entries(
                     candidate=candidate,
                     metric=source.metric,
                     choice=source.choice,
+                    block=block,
                 ),
                 unit=unit,
                 bits=candidate.bits,
                 scheme=str(candidate.scheme),
-                work=share,
+                activation_bits=candidate.activation_bits,
+                block_start=start,
+                block_stop=stop,
+                work=share * part,
             )
             for (unit, candidate), share in zip(shard, work(description, shard), strict=True)
         ]
-        for shard in plan_shards(description, wanted, max(min(shards, len(units)), 1))
+        for shard in plan_shards(description, wanted, max(min(shards, units), 1))
     ]

@@ -7,7 +7,7 @@ from app.jobs.rules import split_sizes
 from app.kit.ids import content_sha256
 from workers.contracts import Candidate, Metric
 
-MEASURE_VERSION = 1
+MEASURE_VERSION = 2
 """Raised whenever the same request would be measured as another number; old measurements are then not used again."""
 
 
@@ -26,6 +26,12 @@ class SampleChoice:
     samples: int | None
     holdout: float
     seed: int
+
+    @property
+    def used(self) -> int:
+        """How many samples are calibrated on."""
+        kept, _ = split_sizes(self.available, self.holdout)
+        return kept if self.samples is None else min(self.samples, kept)
 
     def key(self) -> dict[str, object]:
         """What of this a measurement depends on: nothing when all samples are used."""
@@ -67,8 +73,16 @@ def entry_key(  # noqa: PLR0913 - one keyword for each thing the value depends o
     candidate: Candidate,
     metric: Metric,
     choice: SampleChoice,
+    block: tuple[int, int],
 ) -> str:
-    """Hex SHA-256 of everything the value of an entry depends on."""
+    """Hex SHA-256 of everything the value of an entry depends on.
+
+    A block of all samples says nothing of their order; another one depends on the seed that makes it.
+    """
+    whole = block == (0, choice.used)
+    part: dict[str, object] = {} if whole else {"block": list(block), "seed": choice.seed}
+    if candidate.activation_bits is not None:
+        part["activation_bits"] = candidate.activation_bits
     return content_sha256(
         {
             "version": MEASURE_VERSION,
@@ -79,5 +93,37 @@ def entry_key(  # noqa: PLR0913 - one keyword for each thing the value depends o
             "scheme": str(candidate.scheme),
             "metric": metric.value,
             **choice.key(),
+            **part,
+        }
+    )
+
+
+def probe_key(  # noqa: PLR0913 - one keyword for each thing the values depend on
+    *,
+    model_sha256: str,
+    dataset_sha256: str,
+    offer_sha256: str,
+    metric: Metric,
+    estimator: str,
+    choice: SampleChoice,
+    probes: int,
+    block: tuple[int, int],
+) -> str:
+    """Hex SHA-256 of everything that the values of probes on one block of samples depend on.
+
+    ``offer_sha256`` stands for all units and candidates, in order.
+    """
+    return content_sha256(
+        {
+            "version": MEASURE_VERSION,
+            "model": model_sha256,
+            "dataset": dataset_sha256,
+            "offer": offer_sha256,
+            "metric": metric.value,
+            "estimator": estimator,
+            "probes": probes,
+            "block": list(block),
+            **choice.key(),
+            "seed": choice.seed,
         }
     )

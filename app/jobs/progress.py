@@ -8,10 +8,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.jobs import repository
-from app.jobs.repository import EntryCounts, PlanCounts
+from app.jobs.repository import EntryCounts, PlanCounts, ProbeCounts
 from app.models import Job, JobState, Stage, utc_now
 
 _NO_PLANS = PlanCounts(done=0, total=0)
+_NO_PROBES = ProbeCounts(done=0, total=0)
 _NO_ENTRIES = EntryCounts(done=0, total=0, done_work=0.0, total_work=0.0, fresh_work=0.0)
 
 
@@ -50,30 +51,53 @@ def progress_of_all(
 ) -> dict[str, Progress]:
     """The progress of jobs now, by id; as many queries for many jobs as for one."""
     now = now or utc_now()
-    ended = [job.id for job in jobs if _is_verifying(job)]
-    entries = repository.entry_counts(session, [job.id for job in jobs if not _is_verifying(job)])
-    plans = repository.plan_counts(session, ended)
-    return {
-        job.id: (
-            verifying(job, plans.get(job.id, _NO_PLANS), now)
-            if _is_verifying(job)
-            else measuring(job, entries.get(job.id, _NO_ENTRIES), now)
-        )
-        for job in jobs
-    }
+    stages = {job.id: _shown_stage(job) for job in jobs}
+    wanted = {stage: [i for i, s in stages.items() if s is stage] for stage in Stage}
+    measured = [*wanted[Stage.MEASURE], *wanted[Stage.SOLVE]]
+    probes = repository.probe_counts(session, wanted[Stage.PROBE]) if wanted[Stage.PROBE] else {}
+    entries = repository.entry_counts(session, measured) if measured else {}
+    plans = repository.plan_counts(session, wanted[Stage.VERIFY]) if wanted[Stage.VERIFY] else {}
+
+    def progress(job: Job) -> Progress:
+        if stages[job.id] is Stage.VERIFY:
+            return verifying(job, plans.get(job.id, _NO_PLANS), now)
+        if stages[job.id] is Stage.PROBE:
+            return probing(job, probes.get(job.id, _NO_PROBES), now)
+        return measuring(job, entries.get(job.id, _NO_ENTRIES), now)
+
+    return {job.id: progress(job) for job in jobs}
 
 
-def _is_verifying(job: Job) -> bool:
-    return job.stage is Stage.VERIFY or job.state is JobState.DONE
+def _shown_stage(job: Job) -> Stage:
+    """What a job's progress is about: its stage, the first one before it has begun, the last one when it is done."""
+    if job.state is JobState.DONE:
+        return Stage.VERIFY
+    return job.stage or (Stage.PROBE if "probes" in job.request else Stage.MEASURE)
+
+
+def probing(job: Job, probes: ProbeCounts, now: datetime) -> Progress:
+    """Progress while candidates are estimated; every part of every probe takes about as long as any other."""
+    eta: float | None = None
+    if job.state is JobState.RUNNING and probes.done:
+        eta = _since(job.stage_started_at, now) / probes.done * (probes.total - probes.done)
+    return Progress(
+        stage=job.stage or (None if job.state.final else Stage.PROBE),
+        done=probes.done,
+        total=probes.total,
+        unit="probes",
+        fraction=probes.done / probes.total if probes.total else 0.0,
+        eta_seconds=None if job.state.final else eta,
+        elapsed_seconds=_elapsed(job, now),
+    )
 
 
 def measuring(job: Job, entries: EntryCounts, now: datetime) -> Progress:
     """Progress while entries are measured, or while plans are made of them.
 
-    The speed is the work finished since the job began over the time since then: what was measured before costs
+    The speed is the work finished since the stage began over the time since then: what was measured before costs
     nothing and says nothing about the speed.
     """
-    elapsed = _elapsed(job, now)
+    elapsed = _since(job.stage_started_at or job.started_at, now)
     fraction = entries.done_work / entries.total_work if entries.total_work > 0 else 0.0
     left = max(entries.total_work - entries.done_work, 0.0)
     eta: float | None = None
@@ -88,7 +112,7 @@ def measuring(job: Job, entries: EntryCounts, now: datetime) -> Progress:
         unit="entries",
         fraction=min(max(fraction, 0.0), 1.0),
         eta_seconds=None if job.state.final else eta,
-        elapsed_seconds=elapsed,
+        elapsed_seconds=_elapsed(job, now),
     )
 
 
@@ -98,8 +122,7 @@ def verifying(job: Job, plans: PlanCounts, now: datetime) -> Progress:
     if job.state is JobState.DONE:
         eta = 0.0
     elif not job.state.final and plans.done and job.solved_at is not None:
-        spent = max((now - job.solved_at).total_seconds(), 0.0)
-        eta = spent / plans.done * (plans.total - plans.done)
+        eta = _since(job.solved_at, now) / plans.done * (plans.total - plans.done)
     return Progress(
         stage=job.stage if not job.state.final else None,
         done=plans.done,
@@ -115,3 +138,7 @@ def _elapsed(job: Job, now: datetime) -> float:
     if job.started_at is None:
         return 0.0
     return max(((job.finished_at or now) - job.started_at).total_seconds(), 0.0)
+
+
+def _since(start: datetime | None, now: datetime) -> float:
+    return 0.0 if start is None else max((now - start).total_seconds(), 0.0)

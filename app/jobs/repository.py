@@ -17,18 +17,29 @@ from app.models import (
     Model,
     Plan,
     PlanRole,
+    Task,
+    TaskKind,
+    TaskState,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntryCounts:
-    """How much of a job is measured. ``fresh_work`` was done since the job began, by it or by others."""
+    """How much of a job is measured. ``fresh_work`` was done since its stage began, by it or by others."""
 
     done: int
     total: int
     done_work: float
     total_work: float
     fresh_work: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeCounts:
+    """How many parts of a job's probes are done."""
+
+    done: int
+    total: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +101,8 @@ def page(  # noqa: PLR0913 - one keyword for each filter
 def entry_counts(session: Session, job_ids: Sequence[str]) -> dict[str, EntryCounts]:
     """Count the entries of jobs and weigh their work."""
     measured = Measurement.key.is_not(None)
-    fresh = Measurement.created_at >= Job.started_at  # unknown, so not fresh, for a job that has not begun
+    # Unknown, so not fresh, for a job that has not begun.
+    fresh = Measurement.created_at >= func.coalesce(Job.stage_started_at, Job.started_at)
     query = (
         select(
             JobEntry.job_id,
@@ -117,13 +129,24 @@ def entry_counts(session: Session, job_ids: Sequence[str]) -> dict[str, EntryCou
     }
 
 
+def probe_counts(session: Session, job_ids: Sequence[str]) -> dict[str, ProbeCounts]:
+    """Count the tasks that estimate."""
+    done = func.sum(case((Task.state == TaskState.DONE, 1), else_=0)).label("done")
+    query = (
+        select(Task.job_id, func.count().label("total"), done)
+        .where(Task.job_id.in_(job_ids), Task.kind == TaskKind.PROBE)
+        .group_by(Task.job_id)
+    )
+    return {row.job_id: ProbeCounts(done=row.done, total=row.total) for row in session.execute(query)}
+
+
 def plan_counts(session: Session, job_ids: Sequence[str]) -> dict[str, PlanCounts]:
     """Count the plans that jobs themselves have to measure."""
     query = (
         select(Plan.job_id, func.count().label("total"), func.count(Plan.measured).label("done"))
         .where(
             Plan.job_id.in_(job_ids),
-            Plan.role.in_((PlanRole.REQUESTED, PlanRole.UNIFORM)),
+            Plan.role != PlanRole.ADHOC,
             Plan.size_bits.is_not(None),
         )
         .group_by(Plan.job_id)

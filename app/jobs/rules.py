@@ -1,21 +1,63 @@
 """What a search may ask for, checked against the model: pure, no database, no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from app.errors import InvalidRequest
-from app.plans.planner import BudgetCounts, PlanSpec, joined
-from workers.contracts import MAX_BITS, MIN_BITS, Candidate, Metric, ModelDescription, Scheme, UnitInfo
+from app.plans.spec import BudgetCounts, PlanSpec, joined
+from workers.contracts import (
+    MAX_BITS,
+    MIN_BITS,
+    Candidate,
+    Estimator,
+    Metric,
+    ModelDescription,
+    Scheme,
+    UnitInfo,
+)
+from workers.sensitivity.operations import parse_bit_operations
 
 MAX_HOLDOUT = 0.9
+DEFAULT_SCHEME = "channel-asymmetric"
+ESTIMATORS = tuple(e.value for e in Estimator)
+METRICS = ("auto", *(m.value for m in Metric), *ESTIMATORS)
+"""What `metric` may be: all, then what is measured, then what is estimated only."""
+_ESTIMATED = (Metric.KL, Metric.MSE)
+_ANY_SCHEME = Scheme.parse(DEFAULT_SCHEME)
 _SHOWN = 20
 
 
-def check_candidates(bits: Sequence[int], scheme: str) -> tuple[Candidate, ...]:
-    """Bit-widths with their scheme, ascending.
+BIT_OPERATIONS = "bit_operations"
+AUTO = "auto"
+PROBE = Estimator.PROBE.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How a job comes by its costs.
+
+    Args:
+        compare: What is compared between models, and what plans are judged by.
+        estimator: What estimates all candidates at once; ``None`` when all are measured.
+        refined: Estimates are followed by measuring what they leave open.
+    """
+
+    compare: Metric
+    estimator: str | None = None
+    refined: bool = False
+
+    @property
+    def predicts(self) -> str:
+        """What costs are in: what is compared, or a score of its own unit where an estimator gives nothing else."""
+        return self.compare.value if self.estimator in (None, PROBE) else str(self.estimator)
+
+
+def check_candidates(bits: Sequence[int]) -> list[int]:
+    """Bit-widths, ascending.
 
     Raises:
         InvalidRequest: None, or the same one twice.
-        RequestRefused: A bit-width outside 2 to 16, or an unknown scheme.
+        RequestRefused: A bit-width outside 2 to 16.
     """
     if not bits:
         raise InvalidRequest(
@@ -29,30 +71,111 @@ def check_candidates(bits: Sequence[int], scheme: str) -> tuple[Candidate, ...]:
         raise InvalidRequest(
             f"bit-width {twice[0]} is given twice", "candidates", list(bits), "each bit-width once"
         )
-    parsed = Scheme.parse(scheme)
-    return tuple(Candidate(bits=b, scheme=parsed) for b in sorted(bits))
+    return sorted(Candidate(bits=b, scheme=_ANY_SCHEME).bits for b in bits)
 
 
-def check_metric(text: str, description: ModelDescription) -> Metric:
-    """The metric of this name, if the model's outputs can be compared by it.
+def check_activations(bits: Sequence[int]) -> list[int]:
+    """Bit-widths of activations, ascending; none leaves them in float.
 
     Raises:
-        InvalidRequest: There is none, or the model's first output holds no distribution to compare.
+        InvalidRequest: The same one twice.
+        RequestRefused: A bit-width outside 2 to 16.
     """
-    try:
-        metric = Metric(text)
-    except ValueError:
-        raise InvalidRequest(f"unknown metric {text!r}", "metric", text, [m.value for m in Metric]) from None
-    shape = description.outputs[0].shape if description.outputs else ()
-    no_classes = len(shape) == 1 or (len(shape) > 1 and shape[-1] is not None and shape[-1] < 2)
-    if metric is not Metric.MSE and no_classes:
+    twice = sorted({b for b in bits if bits.count(b) > 1})
+    if twice:
+        raise InvalidRequest(
+            f"activation bit-width {twice[0]} is given twice",
+            "activation_candidates",
+            list(bits),
+            "each bit-width once",
+        )
+    for width in bits:
+        Candidate(bits=MAX_BITS, scheme=_ANY_SCHEME, activation_bits=width)
+    return sorted(bits)
+
+
+def check_limits(limits: Mapping[str, str]) -> dict[str, str]:
+    """Limits by name, those of rows that are known.
+
+    Raises:
+        InvalidRequest: A limit on something that is not known.
+        RequestRefused: A text that is no such quantity.
+    """
+    for name, text in limits.items():
+        if name != BIT_OPERATIONS:
+            raise InvalidRequest(f"there is no limit on {name!r}", f"limits.{name}", text, [BIT_OPERATIONS])
+        parse_bit_operations(text)
+    return dict(sorted(limits.items()))
+
+
+def check_schemes(scheme: str | None, schemes: Sequence[str]) -> list[str]:
+    """Quantizer schemes in their canonical form, as many as are asked for.
+
+    Raises:
+        InvalidRequest: Both one and several, or the same one twice.
+        RequestRefused: An unknown scheme.
+    """
+    if scheme is not None and schemes:
+        raise InvalidRequest(
+            "both scheme and schemes are given", "schemes", list(schemes), "either scheme or schemes"
+        )
+    parsed = [str(Scheme.parse(text)) for text in schemes or [scheme or DEFAULT_SCHEME]]
+    twice = sorted({text for text in parsed if parsed.count(text) > 1})
+    if twice:
+        raise InvalidRequest(
+            f"scheme {twice[0]!r} is given twice", "schemes", list(schemes), "each scheme once"
+        )
+    return parsed
+
+
+def check_method(metric: str, compare: str | None, description: ModelDescription) -> Method:
+    """How costs are come by under this name, if the model's outputs can be compared so.
+
+    Raises:
+        InvalidRequest: There is no such metric, it contradicts ``compare``, or the model's first output holds no
+            distribution to compare.
+    """
+    if metric not in METRICS:
+        raise InvalidRequest(f"unknown metric {metric!r}", "metric", metric, list(METRICS))
+    estimated = metric in (AUTO, *ESTIMATORS)
+    if not estimated:
+        if compare not in (None, metric):
+            raise InvalidRequest(
+                f"metric {metric!r} compares {metric!r}, not {compare!r}",
+                "compare",
+                compare,
+                f"{metric!r}, or none; another one goes with metric {AUTO!r} or an estimate",
+            )
+        return Method(compare=_comparison("metric", metric, description))
+    if compare not in (None, *_ESTIMATED):
+        raise InvalidRequest(
+            f"{metric!r} cannot estimate {compare!r}", "compare", compare, [m.value for m in _ESTIMATED]
+        )
+    named = compare or (Metric.KL.value if _has_classes(description) else Metric.MSE.value)
+    return Method(
+        compare=_comparison("compare", named, description),
+        estimator=PROBE if metric == AUTO else metric,
+        refined=metric == AUTO,
+    )
+
+
+def _comparison(field: str, text: str, description: ModelDescription) -> Metric:
+    metric = Metric(text)
+    if metric is not Metric.MSE and not _has_classes(description):
+        shape = description.outputs[0].shape
         raise InvalidRequest(
             f"{text!r} compares distributions over the last axis; the model's first output has shape {list(shape)}",
-            "metric",
+            field,
             text,
             [Metric.MSE.value],
         )
     return metric
+
+
+def _has_classes(description: ModelDescription) -> bool:
+    """Whether the first output may hold a distribution for each sample; sizes that vary are taken to."""
+    shape = description.outputs[0].shape if description.outputs else ()
+    return not (len(shape) == 1 or (len(shape) > 1 and shape[-1] is not None and shape[-1] < 2))
 
 
 def check_budget_counts(text: str) -> BudgetCounts:
@@ -87,6 +210,7 @@ def check_spec(
     _check_exclusions(units, spec.exclude)
     _check_pins(units, spec.pins, candidates, frozenset(spec.exclude))
     _check_ties(units, spec.ties, spec.pins, frozenset(spec.exclude))
+    check_limits(spec.limits)
     if len(spec.budget) > 64:
         raise InvalidRequest(f"a budget of {len(spec.budget)} characters", field, spec.budget, "at most 64")
 

@@ -7,12 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.kit.pages import MAX_LIMIT
 from app.models import JobState, Stage
+from workers.contracts import SCHEME_GRAMMAR, Estimator, Metric
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 Name = Annotated[str, StringConstraints(max_length=255, pattern=PRINTABLE)]
 Id = Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
 UnitName = Annotated[str, StringConstraints(max_length=1024)]
 BudgetText = Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
+LimitText = Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 _EXAMPLE: dict[str, Any] = {
@@ -22,7 +24,7 @@ _EXAMPLE: dict[str, Any] = {
     "budgets": ["4 bits", "12 MB"],
     "candidates": [2, 3, 4, 5, 6, 8],
     "scheme": "channel-asymmetric",
-    "metric": "kl",
+    "metric": "auto",
     "pins": {"classifier.weight": 8},
     "holdout": 0.25,
     "name": "EfficientNet-Lite0 at 4 bits",
@@ -58,15 +60,49 @@ class JobCreate(BaseModel):
         description="Bit-widths on offer, whole numbers from 2 to 16.",
         json_schema_extra={"items": {"type": "integer", "minimum": 2, "maximum": 16}},
     )
-    scheme: str = Field(
-        default="channel-asymmetric",
+    scheme: str | None = Field(
+        default=None,
         max_length=64,
-        description="Quantizer: `(tensor|channel|group:N)-(symmetric|asymmetric)[-(minmax|percentile[:A]|kl|mse)][-full]`.",
+        description=f"Quantizer: `{SCHEME_GRAMMAR}`; `channel-asymmetric` when nothing is given.",
+    )
+    schemes: list[Annotated[str, StringConstraints(max_length=64)]] = Field(
+        default=[],
+        max_length=64,
+        description="Instead of `scheme`: several quantizers, of which each unit takes the one that suits it.",
+    )
+    activation_candidates: list[int] = Field(
+        default=[],
+        max_length=15,
+        description="Bit-widths on offer for the inputs of units, 2 to 16; each candidate is then a pair. Empty: float.",
+        json_schema_extra={"items": {"type": "integer", "minimum": 2, "maximum": 16}},
+    )
+    limits: dict[str, LimitText] = Field(
+        default={},
+        max_length=8,
+        description="Further limits on plans. `bit_operations`: weight bits times activation bits for each "
+        'multiply-accumulate, of one sample, e.g. "1.2G".',
     )
     metric: str = Field(
-        default="kl",
-        description="What is compared: `kl`, `mse`, or `loss` (needs labels).",
-        json_schema_extra={"enum": ["kl", "mse", "loss"]},
+        default="auto",
+        description="How costs are come by. `auto`: estimate all, measure what the estimates leave open. `kl`, `mse`, `loss` "
+        "(needs labels): measure all. an estimator: estimate only.",
+        json_schema_extra={"enum": ["auto", *(m.value for m in (*Metric, *Estimator))]},
+    )
+    compare: str | None = Field(
+        default=None,
+        description="What `auto` and estimates compare: `kl`, or `mse` for outputs that are not logits; null: `kl` where "
+        "the first output has classes.",
+        json_schema_extra={"enum": ["kl", "mse", None]},
+    )
+    regret: float = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="`auto`: measuring goes on until plans are expected to cost at most this share more than the best.",
+    )
+    probes: int = Field(
+        default=4, ge=1, le=64, description="How many sets of random signs estimates rest on."
     )
     pins: dict[UnitName, int] = Field(
         default={}, max_length=100_000, description="Unit -> bit-width it must take."
@@ -106,6 +142,9 @@ class JobCreate(BaseModel):
 
 class JobFilter(BaseModel):
     """Which jobs to list."""
+
+    # A filter that is misspelt must not list everything.
+    model_config = ConfigDict(extra="forbid")
 
     state: JobState | None = Field(default=None, description="Only jobs in this state.")
     model: Id | None = Field(default=None, description="Only jobs of this model.")

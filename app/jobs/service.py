@@ -1,6 +1,5 @@
 """Jobs: created, found, cancelled. What runs them is the dispatcher's."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +8,8 @@ from sqlalchemy.orm import Session
 
 from app.datasets.rules import check_dataset, has_labels
 from app.errors import InvalidRequest, JobFinished, KeyReused, ModelNotReady, NotFound
-from app.jobs import repository, rules
-from app.jobs.entries import PlannedEntry, Source, plan_entries
-from app.jobs.keys import SampleChoice
+from app.jobs import repository, rules, tasks
+from app.jobs.rules import Method
 from app.jobs.schemas import JobCreate
 from app.kit.ids import content_sha256, is_id, new_id
 from app.kit.locks import lock_name
@@ -23,18 +21,12 @@ from app.models import (
     JobState,
     Model,
     ModelState,
-    Task,
-    TaskKind,
-    TaskState,
     utc_now,
 )
-from app.plans.planner import BudgetCounts, PlanSpec, minimum_bits, sizes_of
 from app.plans.service import below_minimum
+from app.plans.spec import BudgetCounts, PlanSpec, minimum_bits, sizes_of
 from app.settings import Settings
-from workers.contracts import Candidate, Metric, ModelDescription
-
-SHARDS_PER_WORKER = 4
-"""More shards than workers: a slow or lost one then holds up little."""
+from workers.contracts import Metric, ModelDescription
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +45,6 @@ class _Checked:
     dataset: Dataset
     evaluation: Dataset | None
     description: ModelDescription
-    candidates: tuple[Candidate, ...]
-    metric: Metric
     request: dict[str, Any]
 
 
@@ -185,35 +175,52 @@ def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
     evaluation = None
     if create.evaluation_dataset is not None:
         evaluation = _fitting_dataset(session, "evaluation_dataset", create.evaluation_dataset, description)
-    candidates = rules.check_candidates(create.candidates, create.scheme)
-    metric = rules.check_metric(create.metric, description)
-    if metric is Metric.LOSS:
+    schemes = rules.check_schemes(create.scheme, create.schemes)
+    candidates = rules.check_candidates(create.candidates)
+    method = rules.check_method(create.metric, create.compare, description)
+    if method.compare is Metric.LOSS:
         _require_labels(dataset, "dataset")
         if evaluation is not None:
             _require_labels(evaluation, "evaluation_dataset")
     rules.check_samples(
         create.samples, create.holdout, dataset.samples, has_evaluation=evaluation is not None
     )
-    _check_budgets(create, description, [c.bits for c in candidates])
+    _check_budgets(create, description, candidates)
     return _Checked(
         model=model,
         dataset=dataset,
         evaluation=evaluation,
         description=description,
-        candidates=candidates,
-        metric=metric,
-        request=_canonical(create, candidates, settings),
+        request={
+            "candidates": candidates,
+            "scheme": schemes[0],
+            "schemes": schemes,
+            "activation_candidates": rules.check_activations(create.activation_candidates),
+            **_measuring(create, method),
+            **_canonical(create, settings),
+        },
     )
 
 
-def _canonical(create: JobCreate, candidates: Sequence[Candidate], settings: Settings) -> dict[str, Any]:
-    """The request with all defaults filled in, in one form."""
-    return {
-        "candidates": [c.bits for c in candidates],
-        "scheme": str(candidates[0].scheme),
+def _measuring(create: JobCreate, method: Method) -> dict[str, Any]:
+    """How costs are come by; of estimates only where there are any."""
+    how: dict[str, Any] = {
         "metric": create.metric,
+        "compare": method.compare.value,
+        "predicts": method.predicts,
+    }
+    if method.estimator is None:
+        return how
+    how |= {"estimator": method.estimator, "probes": create.probes}
+    return how | ({"regret": create.regret} if method.refined else {})
+
+
+def _canonical(create: JobCreate, settings: Settings) -> dict[str, Any]:
+    """The rest of the request with all defaults filled in, in one form."""
+    return {
         "budgets": [text.strip() for text in create.budgets],
         "budget_counts": create.budget_counts,
+        "limits": rules.check_limits(create.limits),
         "pins": dict(sorted(create.pins.items())),
         "ties": [list(group) for group in create.ties],
         "exclude": sorted(set(create.exclude)),
@@ -299,48 +306,5 @@ def _queue(session: Session, checked: _Checked, create: JobCreate, settings: Set
     )
     session.add(job)
     session.flush()
-    source = Source(
-        model_sha256=checked.model.sha256,
-        dataset_sha256=checked.dataset.sha256,
-        metric=checked.metric,
-        choice=SampleChoice(
-            available=checked.dataset.samples,
-            samples=create.samples,
-            holdout=create.holdout,
-            seed=create.seed,
-        ),
-    )
-    shards = plan_entries(
-        checked.description,
-        checked.candidates,
-        exclude=create.exclude,
-        source=source,
-        shards=_shard_count(settings),
-    )
-    _store_shards(session, job, shards)
+    tasks.queue_first(session, job, checked.description, settings)
     return job
-
-
-def _store_shards(session: Session, job: Job, shards: Sequence[Sequence[PlannedEntry]]) -> None:
-    """One task for each shard, one row for each entry."""
-    rows: list[dict[str, object]] = []
-    for number, shard in enumerate(shards):
-        task = Task(
-            id=new_id("tsk"),
-            kind=TaskKind.MEASURE,
-            job_id=job.id,
-            ordinal=number,
-            state=TaskState.PENDING,
-        )
-        session.add(task)
-        rows += [
-            {"job_id": job.id, "task_id": task.id, "ordinal": ordinal, **vars(entry)}
-            for ordinal, entry in enumerate(shard, start=len(rows))
-        ]
-    session.flush()
-    repository.add_entries(session, rows)
-
-
-def _shard_count(settings: Settings) -> int:
-    workers = settings.workers or min(os.cpu_count() or 1, 8)
-    return SHARDS_PER_WORKER * workers

@@ -48,7 +48,7 @@ async def create_model(
     say: Annotated[Announced, Depends(announced)],
     name: Annotated[Name, Query(description="For people; the hash when empty.")] = "",
 ) -> Response:
-    """Upload a `.pt2` file as the body (any size, streamed), or name one in an allowed location.
+    """Upload a `.pt2` file or a packed Hugging Face folder as the body (any size, streamed), or name one in an allowed location.
 
     A worker reads the file before the answer, if it does so in time; a file that it refuses is not kept.
     """

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.kit.pages import MAX_LIMIT
 from app.models import ModelState
@@ -85,6 +85,8 @@ class ModelList(BaseModel):
 
 class ModelFilter(BaseModel):
     """Which models to list."""
+
+    model_config = ConfigDict(extra="forbid")
 
     state: ModelState | None = Field(default=None, description="Only models in this state.")
     limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="Models on a page.")

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     String,
     Text,
     UniqueConstraint,
@@ -53,6 +54,7 @@ class JobState(StrEnum):
 class Stage(StrEnum):
     """What a running job does."""
 
+    PROBE = "probe"
     MEASURE = "measure"
     SOLVE = "solve"
     VERIFY = "verify"
@@ -63,10 +65,12 @@ class TaskKind(StrEnum):
 
     INSPECT = "inspect"
     """Read a model file, describe its units."""
+    PROBE = "probe"
+    """Estimate all entries at once, from one set of random signs."""
     MEASURE = "measure"
     """Measure a shard: some of a job's entries."""
     SOLVE = "solve"
-    """Make the job's plans from its measurements."""
+    """Make the job's plans from what is known, or ask for the entries that still matter to them."""
     VERIFY = "verify"
     """Apply one plan jointly and measure it."""
 
@@ -86,8 +90,10 @@ class PlanRole(StrEnum):
 
     REQUESTED = "requested"
     """One of the job's budgets."""
+    ALTERNATIVE = "alternative"
+    """Another plan for one of the job's budgets, made with interactions; the better one, as measured, is handed over."""
     UNIFORM = "uniform"
-    """A baseline: the same candidate everywhere."""
+    """A baseline: the same bit-width everywhere."""
     ADHOC = "adhoc"
     """Asked for later, on stored measurements."""
 
@@ -158,6 +164,7 @@ class Job(Base):
     problem: Mapped[dict[str, Any] | None] = mapped_column(Json, default=None)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
+    stage_started_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
     measured_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
     solved_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
@@ -196,7 +203,11 @@ class Task(Base):
 
 
 class Measurement(Base):
-    """One finished entry, shared by all jobs. ``key`` hashes everything the value depends on."""
+    """One finished entry, shared by all jobs. ``key`` hashes everything the value depends on.
+
+    An entry is one candidate in one unit, on the block ``[block_start, block_stop)`` of the samples in the order the seed
+    gives them. ``sketch``: float32 numbers whose inner products estimate how entries interact, if there are any.
+    """
 
     __tablename__ = "measurements"
 
@@ -205,18 +216,42 @@ class Measurement(Base):
     unit: Mapped[str] = mapped_column(Text)
     bits: Mapped[int] = mapped_column(Integer)
     scheme: Mapped[str] = mapped_column(String(64))
+    activation_bits: Mapped[int | None] = mapped_column(Integer, default=None)
     metric: Mapped[str] = mapped_column(String(16))
+    block_start: Mapped[int] = mapped_column(Integer, default=0)
+    block_stop: Mapped[int] = mapped_column(Integer)
     size_bits: Mapped[int] = mapped_column(BigInteger)
     storage_bits: Mapped[int] = mapped_column(BigInteger)
     mean: Mapped[float] = mapped_column(Float(53))
     standard_error: Mapped[float | None] = mapped_column(Float(53), default=None)
     samples: Mapped[int] = mapped_column(Integer)
     seconds: Mapped[float] = mapped_column(Float(53))
+    sketch: Mapped[bytes | None] = mapped_column(LargeBinary, default=None)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
+class ProbeResult(Base):
+    """Estimates of all entries on a block of samples, shared by all jobs. ``key`` hashes everything the values depend on.
+
+    ``values``: float32 ``[probes, entries, samples]``, the entries in the order of the job's units and candidates.
+    ``storage_bits``: of each entry, scales and zero points included.
+    """
+
+    __tablename__ = "probe_results"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model_sha256: Mapped[str] = mapped_column(String(64), index=True)
+    probes: Mapped[int] = mapped_column(Integer)
+    entries: Mapped[int] = mapped_column(Integer)
+    samples: Mapped[int] = mapped_column(Integer)
+    values: Mapped[bytes] = mapped_column(LargeBinary)
+    storage_bits: Mapped[list[int]] = mapped_column(Json)
+    seconds: Mapped[float] = mapped_column(Float(53))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 
 class JobEntry(Base):
-    """What a job needs measured: one row for each (unit, candidate), in execution order, with its share of the work."""
+    """What a job needs measured: one row for each entry, in execution order within a round, with its share of the work."""
 
     __tablename__ = "job_entries"
     __table_args__ = (Index("ix_job_entries_task_id", "task_id"), Index("ix_job_entries_key", "key"))
@@ -228,6 +263,9 @@ class JobEntry(Base):
     unit: Mapped[str] = mapped_column(Text)
     bits: Mapped[int] = mapped_column(Integer)
     scheme: Mapped[str] = mapped_column(String(64))
+    activation_bits: Mapped[int | None] = mapped_column(Integer, default=None)
+    block_start: Mapped[int] = mapped_column(Integer, default=0)
+    block_stop: Mapped[int] = mapped_column(Integer)
     work: Mapped[float] = mapped_column(Float(53))
 
 

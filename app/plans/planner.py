@@ -4,69 +4,21 @@ Words: the *searched* units are those a plan chooses for; all others, and whatev
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from app.kit.ids import content_sha256
-from solver import Problem, SolveStatus, frontier, parse_budget, solve
+from app.plans.spec import BudgetCounts, PlanSpec, Sizes, limit_of, sizes_of
+from solver import Interactions, Problem, Row, SolveStatus, frontier, solve, solve_quadratic
 from solver.solution import relative_gap
-from workers.contracts import ModelDescription
-
-
-class BudgetCounts(StrEnum):
-    """Which size a budget binds."""
-
-    WEIGHTS = "weights"
-    """Weights times bit-width, summed over the searched units."""
-    FILE = "file"
-    """The whole file: scales and zero points, and everything that stays in float."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanSpec:
-    """What a plan has to satisfy.
-
-    Args:
-        budget: As written, e.g. ``"4 bits"``.
-        budget_counts: Which size the budget binds.
-        pins: Unit -> bit-width it must take.
-        ties: Groups of units that share one choice.
-        exclude: Units that stay in float.
-    """
-
-    budget: str
-    budget_counts: BudgetCounts = BudgetCounts.WEIGHTS
-    pins: Mapping[str, int] = field(default_factory=dict)
-    ties: Sequence[Sequence[str]] = ()
-    exclude: Sequence[str] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; equal specifications give equal texts."""
-        return {
-            "budget": self.budget,
-            "budget_counts": self.budget_counts.value,
-            "pins": dict(sorted(self.pins.items())),
-            "ties": sorted(sorted(group) for group in self.ties),
-            "exclude": sorted(self.exclude),
-        }
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the canonical form."""
-        return content_sha256(self.to_json())
-
-    @property
-    def rules_sha256(self) -> str:
-        """Hash of everything but the budget."""
-        return replace(self, budget="").sha256
+from workers.contracts import Candidate, ModelDescription
+from workers.sensitivity.operations import bit_operation_values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One measured candidate of one unit. ``cost`` is the mean in the metric's unit, sizes are in bits."""
+    """One candidate of one unit and what is known of it. ``cost`` is the mean in the metric's unit, sizes are in bits."""
 
     unit: str
     bits: int
@@ -74,51 +26,28 @@ class Cell:
     cost: float
     size_bits: int
     storage_bits: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """What of a model is searched and what is not, in weights and bits."""
-
-    description: ModelDescription
-    searched: frozenset[str]
-
-    @cached_property
-    def weights(self) -> int:
-        """Weights of the searched units."""
-        return sum(u.weights for u in self.description.units if u.name in self.searched)
-
-    @cached_property
-    def float_bits(self) -> int:
-        """Bits of the searched units as stored in float."""
-        return self.description.unit_float_bits - self._excluded_float_bits
+    activation_bits: int | None = None
 
     @property
-    def fixed_bits(self) -> int:
-        """Bits of everything that stays in float."""
-        return self.description.float_bits - self.float_bits
+    def candidate(self) -> str:
+        """The candidate's name for the solver."""
+        return candidate_name(self.bits, self.scheme, self.activation_bits)
 
-    @cached_property
-    def _excluded_float_bits(self) -> int:
-        # Units do not tell their own width; it is the same for all in every model but mixed-precision ones.
-        weights = sum(u.weights for u in self.description.units)
-        excluded = weights - self.weights
-        return -(-self.description.unit_float_bits * excluded // weights) if weights else 0
-
-    def budget_bits(self, text: str, counts: BudgetCounts) -> int:
-        """A budget in whole bits of the size that it binds.
-
-        Raises:
-            BudgetError: The text is no budget.
-        """
-        whole = self.description.float_bits if counts is BudgetCounts.FILE else self.float_bits
-        return parse_budget(text, weights=self.weights, float_bits=whole).bits
+    @property
+    def choice(self) -> dict[str, Any]:
+        """As a plan's choices show it."""
+        return choice_json(self.bits, self.scheme, self.activation_bits)
 
 
-def sizes_of(description: ModelDescription, exclude: Iterable[str]) -> Sizes:
-    """The sizes of a model when some of its units stay in float."""
-    names = {u.name for u in description.units}
-    return Sizes(description=description, searched=frozenset(names - set(exclude)))
+def candidate_name(bits: int, scheme: str, activation_bits: int | None = None) -> str:
+    """A candidate in one word, e.g. ``4:channel-asymmetric`` or ``4a8:channel-asymmetric``."""
+    return f"{bits}{'' if activation_bits is None else f'a{activation_bits}'}:{scheme}"
+
+
+def choice_json(bits: int, scheme: str, activation_bits: int | None = None) -> dict[str, Any]:
+    """A candidate as JSON; float activations are not mentioned."""
+    given = {} if activation_bits is None else {"activation_bits": activation_bits}
+    return {"bits": bits, "scheme": scheme, **given}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,14 +83,18 @@ class Search:
         counts: Which size budgets bind.
         metric: What the costs measure.
         problem: For the solver, without a budget.
-        table: (unit, bit-width) -> measured candidate, searched units only, units in execution order.
+        table: (unit, candidate) -> what is known of it, searched units only, units in execution order.
+        rows: Name of a further limit -> (unit, candidate) -> how much of it that takes.
+        interactions: How errors of different units add up or cancel; ``None`` where that is not known.
     """
 
     sizes: Sizes
     counts: BudgetCounts
     metric: str
     problem: Problem
-    table: Mapping[tuple[str, int], Cell]
+    table: Mapping[tuple[str, str], Cell]
+    rows: Mapping[str, Mapping[tuple[str, str], int]]
+    interactions: Interactions | None = None
 
     @property
     def fixed_bits(self) -> int:
@@ -189,12 +122,15 @@ class Search:
             "backend": solution.backend,
             "version": solution.backend_version,
             "proof": solution.proof.value,
+            "stopped": solution.stopped.value,
             "multiplier": solution.multiplier,
             "seconds": solution.runtime_s,
         }
         if solution.smallest_feasible_bits is not None:
             details["minimum_bits"] = solution.smallest_feasible_bits + self.fixed_bits
-        draft = self._draft({unit: int(bits) for unit, bits in solution.named_choices.items()})
+        if solution.conflict:
+            details["conflict"] = list(solution.conflict)
+        draft = self._draft(solution.named_choices)
         return replace(
             draft,
             status=solution.status.value,
@@ -203,24 +139,64 @@ class Search:
             lower_bound=_finite(solution.lower_bound),
             relative_gap=_finite(solution.relative_gap),
             predicted={} if solution.objective is None else {self.metric: solution.objective},
-            solver=details,
+            solver=draft.solver | details,
+        )
+
+    def alternative(self, budget: str, *, time_limit_s: float) -> Draft | None:
+        """The best plan found for a budget when interactions count; ``None`` without any, or when no plan fits.
+
+        Its objective is what its choices cost one by one, as of every plan; the cost predicted with interactions, and the
+        bound on that, come beside it.
+
+        Args:
+            budget: As written.
+            time_limit_s: Longest time for the search, in seconds.
+        """
+        if self.interactions is None or self.problem.rows:
+            return None
+        budget_bits = self.sizes.budget_bits(budget, self.counts)
+        problem = self.problem.with_budget(max(budget_bits - self.fixed_bits, 0))
+        # What a candidate costs alone is known; the quadratic model adds what pairs of them do to each other.
+        linear = replace(problem, costs=problem.costs - self.interactions.diagonal)
+        found = solve_quadratic(linear, self.interactions, time_limit_s=time_limit_s)
+        if found.choice_indices is None:
+            return None
+        word = {"objective": found.objective, "lower_bound": _finite(found.lower_bound), "word": found.word}
+        draft = self._draft(found.named_choices)
+        return replace(
+            draft,
+            status=found.status.value,
+            budget_bits=budget_bits,
+            predicted={} if found.objective is None else {self.metric: found.objective},
+            solver=draft.solver
+            | {
+                "backend": "interactions",
+                "proof": found.proof.value,
+                "seconds": found.runtime_s,
+                "interactions": word | {"relative_gap": _finite(found.relative_gap)},
+            },
         )
 
     def uniform(self, bits: int) -> Draft:
-        """The baseline that takes the same bit-width everywhere it searches, whatever pins say."""
-        return self._draft({unit: bits for unit, width in self.table if width == bits})
+        """The baseline with the same bit-width everywhere it searches, whatever pins say: each unit's cheapest candidate."""
+        best: dict[str, Cell] = {}
+        for (unit, _), cell in self.table.items():
+            if cell.bits == bits and (unit not in best or _rank(cell) < _rank(best[unit])):
+                best[unit] = cell
+        return self._draft({unit: cell.candidate for unit, cell in best.items()})
 
     @cached_property
     def frontier(self) -> tuple[FrontierPoint, ...]:
         """The best cost at each size on the convex hull, under pins and ties; sizes as budgets count them."""
         return tuple(
             FrontierPoint(size_bits=p.size_bits + self.fixed_bits, objective=p.objective)
-            for p in frontier(self.problem)
+            for p in frontier(self.problem.only(rows=["size"], pins=(), bounds=self.problem.bounds))
         )
 
-    def _draft(self, chosen: Mapping[str, int]) -> Draft:
+    def _draft(self, chosen: Mapping[str, str]) -> Draft:
         """A plan from its choices; without any, no plan."""
         taken = [self.table[item] for item in chosen.items()]
+        limited = {name: sum(values[item] for item in chosen.items()) for name, values in self.rows.items()}
         objective = math.fsum(c.cost for c in taken) if taken else None
         return Draft(
             status=SolveStatus.FEASIBLE.value,
@@ -230,9 +206,9 @@ class Search:
             relative_gap=None,
             size_bits=sum(c.size_bits for c in taken) if taken else None,
             file_size_bits=sum(c.storage_bits for c in taken) + self.sizes.fixed_bits if taken else None,
-            choices={c.unit: {"bits": c.bits, "scheme": c.scheme} for c in taken},
+            choices={c.unit: c.choice for c in taken},
             predicted={} if objective is None else {self.metric: objective},
-            solver={"backend": "none"},
+            solver={"backend": "none", **({"limited": limited} if limited and taken else {})},
         )
 
 
@@ -249,12 +225,37 @@ def prepare(description: ModelDescription, cells: Iterable[Cell], spec: PlanSpec
         SolverError: The rules contradict each other or the measurements.
     """
     sizes = sizes_of(description, spec.exclude)
-    table = {(c.unit, c.bits): c for c in cells if c.unit in sizes.searched}
+    table = {(c.unit, c.candidate): c for c in cells if c.unit in sizes.searched}
     whole_file = spec.budget_counts is BudgetCounts.FILE
-    rows = ((c.unit, c.bits, c.cost, c.storage_bits if whole_file else c.size_bits) for c in table.values())
-    problem = Problem.from_rows(rows, budget=None, pins=spec.pins, ties=spec.ties)
+    wanted = [(unit, Candidate.parse(candidate)) for unit, candidate in table]
+    rows = {name: bit_operation_values(description, wanted) for name in sorted(spec.limits)}
+    problem = Problem.from_rows(
+        (
+            (c.unit, c.candidate, c.cost, c.storage_bits if whole_file else c.size_bits)
+            for c in table.values()
+        ),
+        budget=None,
+        bounds={unit: (bits, bits) for unit, bits in spec.pins.items()},
+        widths={c.candidate: c.bits for c in table.values()},
+        ties=spec.ties,
+        limits=[
+            Row(
+                name=name,
+                values={cell: float(v) for cell, v in values.items()},
+                limit=limit_of(name, spec.limits[name]),
+            )
+            for name, values in rows.items()
+        ],
+    )
     _ = problem.reduced  # worked out once, here: problems for each budget share it
-    return Search(sizes=sizes, counts=spec.budget_counts, metric=metric, problem=problem, table=table)
+    return Search(
+        sizes=sizes, counts=spec.budget_counts, metric=metric, problem=problem, table=table, rows=rows
+    )
+
+
+def _rank(cell: Cell) -> tuple[float, int, str]:
+    """Cheapest first; then smallest; then by name."""
+    return cell.cost, cell.storage_bits, cell.candidate
 
 
 def gap(objective: float | None, lower_bound: float | None) -> float | None:
@@ -262,36 +263,6 @@ def gap(objective: float | None, lower_bound: float | None) -> float | None:
     if objective is None or lower_bound is None:
         return None
     return _finite(relative_gap(objective, lower_bound))
-
-
-def minimum_bits(
-    sizes: Sizes, candidates: Sequence[int], pins: Mapping[str, int], ties: Sequence[Sequence[str]]
-) -> int:
-    """Smallest sum of weights times bit-width that pins and ties allow."""
-    forced = dict(pins)
-    for group in joined(ties):
-        width = next((pins[unit] for unit in group if unit in pins), None)
-        if width is not None:
-            forced |= dict.fromkeys(group, width)
-    smallest = min(candidates)
-    return sum(
-        u.weights * forced.get(u.name, smallest) for u in sizes.description.units if u.name in sizes.searched
-    )
-
-
-def joined(ties: Iterable[Iterable[str]]) -> list[set[str]]:
-    """Ties whose groups overlap, as one group each."""
-    groups: list[set[str]] = []
-    for tie in ties:
-        merged = set(tie)
-        apart = []
-        for group in groups:
-            if group & merged:
-                merged |= group
-            else:
-                apart.append(group)
-        groups = [*apart, merged]
-    return groups
 
 
 def _finite(value: float | None) -> float | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.jobs.schemas import BudgetText, Name, UnitName
+from app.jobs.schemas import BudgetText, LimitText, Name, UnitName
 from app.models import PlanRole
 
 _EXAMPLE: dict[str, Any] = {"budget": "3.5 bits", "pins": {"classifier.weight": 8}, "measure": True}
@@ -31,6 +31,9 @@ class PlanCreate(BaseModel):
     exclude: list[UnitName] | None = Field(
         default=None, max_length=100_000, description="Further units that stay in float."
     )
+    limits: dict[str, LimitText] | None = Field(
+        default=None, max_length=8, description="Instead of the job's limits."
+    )
     name: Name = Field(default="", description="For people; the budget when empty.")
     measure: bool = Field(default=False, description="Have a worker apply the plan and measure it.")
 
@@ -40,6 +43,7 @@ class Choice(BaseModel):
 
     bits: int
     scheme: str
+    activation_bits: int | None = Field(default=None, description="Of the unit's inputs; null: float.")
 
 
 class PlanRead(BaseModel):
@@ -63,7 +67,7 @@ class PlanRead(BaseModel):
         description="The whole file: with scales, zero points and all that stays in float."
     )
     average_bits: float | None = Field(description="Per searched weight.")
-    origin: str = Field(description="`search`, or `uniform` when a uniform plan measured better.")
+    origin: str = Field(description="`search`; `interactions` or `uniform` when such a plan measured better.")
     solver: dict[str, Any] = Field(description="Backend, version, proof, multiplier, seconds.")
     choices: dict[str, Choice]
     predicted: dict[str, float] = Field(description="Metric -> predicted cost.")

@@ -1,7 +1,7 @@
-"""Plans of a job: those for its budgets with their baselines, those asked for later, and which one is handed over."""
+"""Plans of a job: those for its budgets with their baselines, and those asked for later."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -13,14 +13,19 @@ from app.kit.ids import content_sha256, is_id, new_id
 from app.kit.locks import lock_name
 from app.kit.recent import Recent
 from app.models import Job, Model, Plan, PlanRole, Task, TaskKind, TaskState
-from app.plans import planner, repository
-from app.plans.planner import BudgetCounts, Cell, Draft, PlanSpec, Search, prepare
+from app.plans import repository
+from app.plans.planner import Cell, Draft, Search, prepare
+from app.plans.spec import BudgetCounts, PlanSpec
 from app.sensitivities import repository as sensitivities
+from app.sensitivities.interactions import interactions_of
+from app.sensitivities.knowledge import Sensitivity, is_complete, known
 from solver import SolveStatus
 from workers.contracts import ModelDescription
 
 JOB_TIME_LIMIT_S = 60.0
 """Longest search for one of a job's budgets."""
+INTERACTIONS_TIME_LIMIT_S = 30.0
+"""Longest search with interactions for one of a job's budgets."""
 ADHOC_TIME_LIMIT_S = 5.0
 """Longest search while a client waits."""
 _SEARCHES: Recent[tuple[str, str], Search] = Recent(16)
@@ -35,6 +40,7 @@ class PlanChange:
     pins: dict[str, int] | None = None
     ties: list[list[str]] | None = None
     exclude: list[str] | None = None
+    limits: dict[str, str] | None = None
     name: str = ""
     measure: bool = False
 
@@ -69,10 +75,28 @@ def get_plan(session: Session, plan_id: str) -> Plan:
     return plan
 
 
-def solve_job(session: Session, job_id: str) -> None:
-    """Make a job's plans: one for each budget and one uniform baseline for each bit-width, each with its VERIFY task.
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """A plan that a job needs, not yet stored."""
 
-    Safe to run twice: plans that exist are left alone.
+    draft: Draft
+    label: "_Label"
+
+
+def solve_job(session: Session, job_id: str) -> None:
+    """Make and store a job's plans, in one transaction.
+
+    Raises:
+        ResultNotReady: Entries are not measured yet.
+        SolverError: The request contradicts the measurements.
+    """
+    store_job_plans(session, job_id, draft_job(session, job_id))
+
+
+def draft_job(session: Session, job_id: str) -> list[JobPlan]:
+    """A job's plans; reads only, since searching may take seconds.
+
+    One for each budget, another one where interactions lead elsewhere, and a uniform baseline for each bit-width.
 
     Raises:
         ResultNotReady: Entries are not measured yet.
@@ -81,58 +105,77 @@ def solve_job(session: Session, job_id: str) -> None:
     job = session.get_one(Job, job_id)
     request = job.request
     search = search_of(session, job, job_spec(request))
+    plans: list[JobPlan] = []
     for ordinal, budget in enumerate(request["budgets"]):
         draft = search.plan(budget, time_limit_s=JOB_TIME_LIMIT_S)
         spec = job_spec(request, budget).to_json()
-        _add(session, job_id, draft, _Label(role=PlanRole.REQUESTED, name=budget, spec=spec, ordinal=ordinal))
+        label = _Label(role=PlanRole.REQUESTED, name=budget, spec=spec, ordinal=ordinal)
+        plans.append(JobPlan(draft=draft, label=label))
+        other = search.alternative(budget, time_limit_s=INTERACTIONS_TIME_LIMIT_S) if draft.choices else None
+        if other is not None and other.choices != draft.choices:
+            label = _Label(
+                role=PlanRole.ALTERNATIVE,
+                name=f"{budget}, with interactions",
+                spec=spec | {"interactions": True},
+                ordinal=ordinal,
+            )
+            plans.append(JobPlan(draft=other, label=label))
     for ordinal, bits in enumerate(request["candidates"]):
-        spec = {"uniform": bits, "scheme": request["scheme"], "exclude": sorted(request["exclude"])}
+        spec = {"uniform": bits, "schemes": request["schemes"], "exclude": sorted(request["exclude"])}
         label = _Label(role=PlanRole.UNIFORM, name=f"uniform {bits} bits", spec=spec, ordinal=ordinal)
-        _add(session, job_id, search.uniform(bits), label)
+        plans.append(JobPlan(draft=search.uniform(bits), label=label))
+    return plans
 
 
-def conclude_job(session: Session, job_id: str) -> None:
-    """Apply the rule "never worse than uniform, as measured" to each plan of the job's budgets.
-
-    A uniform plan that keeps to the budget and the pins and costs less, measured jointly (on the evaluation data when
-    there is any), takes the place of what the search found. The bound stays, and the gap is told anew.
-    """
-    job = session.get_one(Job, job_id)
-    metric = job.request["metric"]
-    uniform = repository.of_job(session, job_id, PlanRole.UNIFORM)
-    for plan in repository.of_job(session, job_id, PlanRole.REQUESTED):
-        if not plan.choices or "origin" in plan.solver:  # nothing to hand over, or decided already
-            continue
-        better = _best_baseline(plan, uniform, metric)
-        if better is None:
-            plan.solver = plan.solver | {"origin": "search"}
-        else:
-            _take_over(plan, better)
+def store_job_plans(session: Session, job_id: str, plans: Sequence[JobPlan]) -> None:
+    """Store a job's plans, each with its VERIFY task. Safe to do twice: plans that exist are left alone."""
+    for plan in plans:
+        _add(session, job_id, plan.draft, plan.label)
 
 
 def search_of(session: Session, job: Job, spec: PlanSpec) -> Search:
     """What plans for a job are made from, under the rules of a specification.
 
-    Measurements and requests do not change once they are there, so that it is kept for the next budget.
+    What is known does not change once a job is past measuring, so that it is kept for the next budget.
 
     Raises:
         ResultNotReady: Entries are not measured yet.
         SolverError: The rules contradict each other.
     """
+    if job.solved_at is None:
+        return _prepare(session, job, spec)
     return _SEARCHES.get((job.id, spec.rules_sha256), lambda: _prepare(session, job, spec))
 
 
 def _prepare(session: Session, job: Job, spec: PlanSpec) -> Search:
-    rows = sensitivities.of_job(session, job.id)
-    total = sensitivities.total(session, job.id)
-    if len(rows) < total or not rows:
+    description = job_description(session, job)
+    if not is_complete(session, job, description):
+        found = sensitivities.count(session, job.id)
         raise ResultNotReady(
-            f"job {job.id} has measured {len(rows)} of {total} entries; plans need all of them",
+            f"job {job.id} has measured {found.done} of {found.total} entries; plans need all of them",
             "job",
             job.id,
             "a job whose measurements are complete",
-            {"state": job.state.value, "done": len(rows), "total": total},
+            {"state": job.state.value, "done": found.done, "total": found.total},
         )
+    search = prepare_search(job, description, known(session, job, description), spec)
+    return replace(search, interactions=interactions_of(session, job, description, search))
+
+
+def prepare_search(
+    job: Job, description: ModelDescription, rows: Sequence[Sensitivity], spec: PlanSpec | None = None
+) -> Search:
+    """What plans are made from, without interactions.
+
+    Args:
+        job: Whose.
+        description: Of its model.
+        rows: What is known of every candidate.
+        spec: The rules; the job's own when not given.
+
+    Raises:
+        SolverError: The rules contradict each other.
+    """
     cells = [
         Cell(
             unit=r.unit,
@@ -141,10 +184,11 @@ def _prepare(session: Session, job: Job, spec: PlanSpec) -> Search:
             cost=r.mean,
             size_bits=r.size_bits,
             storage_bits=r.storage_bits,
+            activation_bits=r.activation_bits,
         )
         for r in rows
     ]
-    return prepare(job_description(session, job), cells, spec, metric=job.request["metric"])
+    return prepare(description, cells, spec or job_spec(job.request), metric=job.request["predicts"])
 
 
 def job_description(session: Session, job: Job) -> ModelDescription:
@@ -212,6 +256,7 @@ def _changed_spec(request: dict[str, Any], change: PlanChange) -> PlanSpec:
         exclude=request["exclude"]
         if change.exclude is None
         else sorted({*request["exclude"], *change.exclude}),
+        limits=request["limits"] if change.limits is None else change.limits,
     )
 
 
@@ -223,6 +268,7 @@ def job_spec(request: dict[str, Any], budget: str = "") -> PlanSpec:
         pins=request["pins"],
         ties=request["ties"],
         exclude=request["exclude"],
+        limits=request["limits"],
     )
 
 
@@ -301,46 +347,3 @@ def _verify(session: Session, plan: Plan) -> None:
             state=TaskState.PENDING,
         )
     )
-
-
-def _best_baseline(plan: Plan, uniform: Sequence[Plan], metric: str) -> Plan | None:
-    """The uniform plan of least measured cost that keeps to budget and pins, if it beats the plan."""
-    own = measured_cost(plan, metric)
-    if own is None:
-        return None
-    best, least = None, own
-    for candidate in uniform:
-        cost = measured_cost(candidate, metric)
-        if cost is not None and cost < least and _fits(candidate, plan):
-            best, least = candidate, cost
-    return best
-
-
-def _fits(uniform: Plan, plan: Plan) -> bool:
-    """Whether a uniform plan keeps to another plan's budget and pins."""
-    whole_file = plan.spec.get("budget_counts") == BudgetCounts.FILE
-    size = uniform.file_size_bits if whole_file else uniform.size_bits
-    if size is None or plan.budget_bits is None or size > plan.budget_bits:
-        return False
-    return all(uniform.choices[unit]["bits"] == bits for unit, bits in plan.spec["pins"].items())
-
-
-def _take_over(plan: Plan, better: Plan) -> None:
-    found = {"objective": plan.objective, "size_bits": plan.size_bits, "measured": plan.measured}
-    plan.solver = plan.solver | {"origin": "uniform", "search": found}
-    plan.choices = better.choices
-    plan.objective = better.objective
-    plan.predicted = better.predicted
-    plan.measured = better.measured
-    plan.size_bits = better.size_bits
-    plan.file_size_bits = better.file_size_bits
-    plan.status = SolveStatus.FEASIBLE.value
-    plan.relative_gap = planner.gap(plan.objective, plan.lower_bound)
-
-
-def measured_cost(plan: Plan, metric: str) -> float | None:
-    """Measured cost of the jointly quantized model: on the evaluation data when there is any."""
-    values = (plan.measured or {}).get("values", {}).get(metric, {})
-    evaluation, calibration = values.get("evaluation"), values.get("calibration")
-    cost: float | None = calibration if evaluation is None else evaluation
-    return cost

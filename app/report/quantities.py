@@ -50,6 +50,12 @@ def measure(metric: str) -> Measure:
     return _MEASURES.get(metric) or Measure(title=plain.capitalize(), short=plain, unit="")
 
 
+def heading(metric: str) -> str:
+    """A metric's title with its unit, at the head of a column of bare numbers: ``KL divergence (nats)``."""
+    shown = measure(metric)
+    return f"{shown.title} ({shown.unit})" if shown.unit and not shown.fraction else shown.title
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """``digits`` significant digits: ``0.00123``, ``12.3``, ``4.56e-7`` with a raised exponent."""
     if value is None:

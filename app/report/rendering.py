@@ -44,6 +44,7 @@ def environment() -> Environment:
         "certificate_words": words.certificate_words,
         "certificate_headline": words.certificate_headline,
         "certificate_level": words.certificate_level,
+        "data_words": words.data_words,
         "gap_words": words.gap_words,
         "summary": summary,
         "measured_cost": words.measured_cost,

@@ -3,8 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
+from app.report import quantities
 from app.report.words import measured_cost
 
+METHODS = {
+    "auto": "estimated, then measured where that could change a plan",
+    "kl": "all measured",
+    "mse": "all measured",
+    "loss": "all measured",
+}
+"""How costs are come by, in words; estimators go by their names."""
 Plan = dict[str, Any]
 Result = dict[str, Any]
 
@@ -29,6 +37,7 @@ class ChoiceRow:
     Args:
         unit: The unit's description (name, operator, shape, weights, …).
         bits: Chosen bit-width; ``None`` when the unit stays in float.
+        activation_bits: That of its inputs; ``None`` when they stay in float.
         scheme: Chosen quantizer.
         cost: Predicted cost of the choice alone, in the metric's unit; ``None`` when not known.
         standard_error: Of ``cost``.
@@ -38,6 +47,7 @@ class ChoiceRow:
 
     unit: dict[str, Any]
     bits: int | None
+    activation_bits: int | None
     scheme: str
     cost: float | None
     standard_error: float | None
@@ -45,9 +55,19 @@ class ChoiceRow:
     size_bits: int | None
 
 
+def candidate_words(candidate: dict[str, Any]) -> str:
+    """A candidate in words: ``4 · channel-asymmetric``, or ``4/a8 · channel-asymmetric`` with 8-bit activations.
+
+    Args:
+        candidate: A choice or a sensitivity: `bits`, `scheme`, and `activation_bits` where these are quantized.
+    """
+    activation = candidate.get("activation_bits")
+    return f"{candidate['bits']}{'' if activation is None else f'/a{activation}'} · {candidate['scheme']}"
+
+
 def metric_of(result: Result) -> str:
-    """The metric that the search minimises."""
-    return str(result["settings"]["metric"])
+    """The metric that the search minimises, and that plans are judged by."""
+    return str(result["settings"]["compare"])
 
 
 def metrics_of(result: Result) -> list[str]:
@@ -104,12 +124,10 @@ def against_uniform(result: Result, plan: Plan) -> Comparison | None:
 
 def choice_rows(result: Result, plan: Plan) -> list[ChoiceRow]:
     """The plan, unit by unit in execution order, with each choice's share of the predicted cost."""
-    metric = metric_of(result)
-    entries = {
-        (e["unit"], e["bits"], e["scheme"]): e for e in result["sensitivities"] if e["metric"] == metric
-    }
+    metric = result["settings"]["predicts"]
+    entries = {(e["unit"], candidate_words(e)): e for e in result["sensitivities"] if e["metric"] == metric}
     chosen = {
-        unit["name"]: entries.get((unit["name"], choice["bits"], choice["scheme"]))
+        unit["name"]: entries.get((unit["name"], candidate_words(choice)))
         for unit in result["units"]
         if (choice := plan["choices"].get(unit["name"]))
     }
@@ -127,6 +145,7 @@ def _choice_row(
     return ChoiceRow(
         unit=unit,
         bits=choice["bits"] if choice else None,
+        activation_bits=choice.get("activation_bits") if choice else None,
         scheme=choice["scheme"] if choice else "",
         cost=cost,
         standard_error=entry.get("standard_error") if entry else None,
@@ -143,8 +162,16 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
     counts = {"weights": "the searched weights", "file": "the whole file"}
     rows = {
         "Candidates": ", ".join(map(str, settings["candidates"])) + " bits",
-        "Quantizer": settings["scheme"],
-        "Metric": metric_of(result),
+        "Activations": ", ".join(map(str, settings.get("activation_candidates") or ()))
+        + (" bits" if settings.get("activation_candidates") else ""),
+        "Quantizers": ", ".join(settings["schemes"]),
+        "Costs": METHODS.get(settings["metric"], settings["metric"]),
+        "Compared": quantities.measure(metric_of(result)).title,
+        "Tolerated regret": quantities.percent(settings["regret"]) if "regret" in settings else "",
+        "Probes": str(settings.get("probes", "")),
+        "Limits": ", ".join(
+            f"{name} at most {text}" for name, text in (settings.get("limits") or {}).items()
+        ),
         "Budgets": ", ".join(settings.get("budgets") or ()),
         "Budget counts": counts.get(str(settings.get("budget_counts")), ""),
         "Pins": pins,

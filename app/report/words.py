@@ -28,7 +28,7 @@ _WHY_BOUND = {
 _STOPPED = {
     "time_limit": "time limit",
     "gap": "the requested gap was reached",
-    "node_limit": "search limit",
+    "search_limit": "search limit",
     "heuristic": "heuristic",
 }
 
@@ -56,6 +56,8 @@ def certificate_headline(plan: Mapping[str, Any]) -> str:
         return "Baseline: the same candidate in every unit"
     if plan.get("origin") == "uniform":
         return "Uniform plan handed over: it measured better"
+    if plan.get("origin") == "interactions":
+        return "Plan with interactions handed over: it measured better"
     status = str(plan.get("status"))
     return _headline_feasible(plan) if status == "feasible" else _HEADLINES.get(status, "No certificate yet")
 
@@ -77,7 +79,7 @@ def _reasons(plan: Mapping[str, Any]) -> list[str]:
     """The sentences after the headline."""
     if plan.get("role") == "uniform":
         return []
-    if plan.get("origin") == "uniform":
+    if plan.get("origin") in ("uniform", "interactions"):
         return _handed_over(plan)
     status = plan.get("status")
     if status == "optimal":
@@ -93,7 +95,7 @@ def certificate_level(plan: Mapping[str, Any]) -> str:
     """How strong the claim is, for a colour or a symbol: ``proven``, ``bounded``, ``heuristic``, ``none``."""
     if plan.get("role") == "uniform" or plan.get("status") not in ("optimal", "feasible"):
         return "none"
-    if plan.get("status") == "optimal" and plan.get("origin") != "uniform":
+    if plan.get("status") == "optimal" and plan.get("origin") not in ("uniform", "interactions"):
         return "proven"
     return "heuristic" if plan.get("lower_bound") is None else "bounded"
 
@@ -176,3 +178,18 @@ def measured_cost(measured: Mapping[str, Any] | None, metric: str) -> float | No
         chosen = value.get("evaluation")
         value = value.get("calibration") if chosen is None else chosen
     return float(value) if isinstance(value, int | float) else None
+
+
+def data_words(result: Mapping[str, Any]) -> str:
+    """What a reader has to know of the data before believing the numbers; empty when there is nothing.
+
+    Args:
+        result: A result document.
+    """
+    calibration, evaluation = result.get("calibration") or {}, result.get("evaluation") or {}
+    if evaluation and evaluation.get("sha256") == calibration.get("sha256"):
+        return (
+            "The evaluation data are the calibration data: the plan was chosen on what it is judged by. "
+            "Give other samples, or set some aside by a holdout."
+        )
+    return ""

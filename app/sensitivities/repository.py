@@ -1,53 +1,53 @@
-"""Queries for what a job has measured."""
+"""Queries for what is measured and estimated."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer, undefer
 
-from app.models import JobEntry, Measurement
+from app.models import JobEntry, Measurement, ProbeResult
+
+
+def measurements(session: Session, job_id: str, *, sketches: bool = False) -> Sequence[Measurement]:
+    """What is measured so far for a job, in the order of its entries; sketches are left out unless asked for."""
+    query = (
+        select(Measurement)
+        .join(JobEntry, JobEntry.key == Measurement.key)
+        .where(JobEntry.job_id == job_id)
+        .order_by(JobEntry.ordinal)
+        .options(undefer(Measurement.sketch) if sketches else defer(Measurement.sketch))
+    )
+    return session.scalars(query).all()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sensitivity:
-    """Cost of one candidate of one unit, everything else float. ``seconds`` of wall-clock time were spent on it."""
+class EntryCount:
+    """How many entries a job has asked for, and how many of them are measured."""
 
-    unit: str
-    bits: int
-    scheme: str
-    metric: str
-    size_bits: int
-    storage_bits: int
-    mean: float
-    standard_error: float | None
-    samples: int
-    seconds: float
+    done: int
+    total: int
 
 
-def of_job(session: Session, job_id: str) -> list[Sensitivity]:
-    """What is measured so far, units in execution order, bit-widths ascending."""
-    first = func.min(JobEntry.ordinal).over(partition_by=JobEntry.unit)
+def count(session: Session, job_id: str) -> EntryCount:
+    """Entries of a job."""
     query = (
-        select(
-            Measurement.unit,
-            Measurement.bits,
-            Measurement.scheme,
-            Measurement.metric,
-            Measurement.size_bits,
-            Measurement.storage_bits,
-            Measurement.mean,
-            Measurement.standard_error,
-            Measurement.samples,
-            Measurement.seconds,
-        )
-        .join(JobEntry, JobEntry.key == Measurement.key)
+        select(func.count().label("total"), func.count(Measurement.key).label("done"))
+        .select_from(JobEntry)
+        .join(Measurement, Measurement.key == JobEntry.key, isouter=True)
         .where(JobEntry.job_id == job_id)
-        .order_by(first, Measurement.bits)
     )
-    return [Sensitivity(**row._mapping) for row in session.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name
+    row = session.execute(query).one()
+    return EntryCount(done=row.done, total=row.total)
 
 
-def total(session: Session, job_id: str) -> int:
-    """How many entries the job needs."""
-    query = select(func.count()).select_from(JobEntry).where(JobEntry.job_id == job_id)
+def probe_results(session: Session, keys: Collection[str]) -> dict[str, ProbeResult]:
+    """Results of probes by their keys, as far as they are there."""
+    found = session.scalars(select(ProbeResult).where(ProbeResult.key.in_(keys)))
+    return {result.key: result for result in found}
+
+
+def probes_done(session: Session, keys: Collection[str]) -> int:
+    """How many of these probes' results are there."""
+    query = select(func.count()).select_from(ProbeResult).where(ProbeResult.key.in_(keys))
     return session.execute(query).scalar_one()

@@ -15,11 +15,15 @@ class SensitivityRead(BaseModel):
     mean: float = Field(description="Mean cost over the samples, in the metric's unit; higher is worse.")
     standard_error: float | None = Field(description="Of the mean, over samples; null for one sample.")
     samples: int
-    seconds: float = Field(description="Wall-clock time spent on this entry, in seconds.")
+    seconds: float = Field(description="Wall-clock time spent on this entry, in seconds; 0 for estimates.")
+    source: str = Field(description="`measured`, or `estimated` by a probe.")
+    activation_bits: int | None = Field(
+        default=None, description="Bit-width of the unit's inputs; null: float."
+    )
 
 
 class SensitivityList(BaseModel):
-    """What a job has measured so far, in execution order, then by bit-width."""
+    """What is known of a job's candidates so far, in execution order, then by bit-width; counts are of measured entries."""
 
     job: str
     metric: str

@@ -2,15 +2,14 @@
 
 import csv
 import io
-from dataclasses import asdict, fields
 
 from sqlalchemy.orm import Session
 
 from app.jobs.service import get_job
-from app.plans.service import job_spec, search_of
+from app.plans.service import job_description, job_spec, search_of
 from app.results import frontier_json
 from app.sensitivities import repository
-from app.sensitivities.repository import Sensitivity
+from app.sensitivities.knowledge import is_complete, known, row_json
 from app.sensitivities.schemas import Frontier, FrontierPoint, SensitivityList, SensitivityRead
 
 
@@ -21,15 +20,15 @@ def read(session: Session, job_id: str) -> SensitivityList:
         NotFound: There is no such job.
     """
     job = get_job(session, job_id)
-    rows = repository.of_job(session, job.id)
-    total = repository.total(session, job.id)
+    description = job_description(session, job)
+    entries = repository.count(session, job.id)
     return SensitivityList(
         job=job.id,
-        metric=job.request["metric"],
-        done=len(rows),
-        total=total,
-        complete=len(rows) == total,
-        items=[SensitivityRead(**asdict(row)) for row in rows],
+        metric=job.request["compare"],
+        done=entries.done,
+        total=entries.total,
+        complete=is_complete(session, job, description),
+        items=[SensitivityRead(**row_json(row)) for row in known(session, job, description)],
     )
 
 
@@ -41,9 +40,9 @@ def read_csv(session: Session, job_id: str) -> str:
     """
     job = get_job(session, job_id)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [f.name for f in fields(Sensitivity)])
+    writer = csv.DictWriter(text, list(SensitivityRead.model_fields))
     writer.writeheader()
-    writer.writerows(asdict(row) for row in repository.of_job(session, job.id))
+    writer.writerows(row_json(row) for row in known(session, job, job_description(session, job)))
     return text.getvalue()
 
 
@@ -58,7 +57,7 @@ def read_frontier(session: Session, job_id: str) -> Frontier:
     points = frontier_json(search_of(session, job, job_spec(job.request)))
     return Frontier(
         job=job.id,
-        metric=job.request["metric"],
+        metric=job.request["compare"],
         budget_counts=job.request["budget_counts"],
         items=[FrontierPoint(**point) for point in points],
     )

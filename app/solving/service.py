@@ -5,8 +5,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import InvalidRequest
+from app.solving.questions import frontier_of, prices_of, probabilities_of, smallest_of
 from app.solving.table import CostTable
-from solver import Budget, Problem, Row, frontier, parse_budget, solve
+from solver import (
+    Budget,
+    Problem,
+    Row,
+    WidthCount,
+    choice_probabilities,
+    parse_budget,
+    risk_averse,
+    solve,
+)
 
 FLOAT_BITS_PER_WEIGHT = 32
 """What ratios refer to unless told otherwise."""
@@ -22,9 +32,16 @@ class SolveRequest:
         limits: Further column -> the largest sum allowed over the chosen candidates.
         pins: Unit -> candidate it must take.
         ties: Groups of units that share one choice.
+        bounds: Unit -> (least, largest) bit-width, either may be ``None``; candidates must be bit-widths.
+        width_counts: Least and largest number of units at a width.
+        max_widths: At most so many different widths in a plan.
         weights: Number of weights, for "4 bits"; worked out from the table where that is possible.
         float_bits: Size in float, in bits, for "3.5x" and "0.4 of float"; 32 bits a weight when not given.
         with_frontier: Also give the plans of every size.
+        with_prices: Also tell for each budget what more bits would buy, and where each unit changes.
+        target_cost: Also give the smallest plan that costs no more than this.
+        errors: Column of the costs' standard errors: also tell how sure each choice is.
+        risk: So many standard errors are added to the costs; needs ``errors``.
         time_limit_s: For each budget.
         relative_gap: Stop as soon as the proven gap is at most this.
         backend: ``auto``, ``exact`` or ``pulp``.
@@ -36,9 +53,16 @@ class SolveRequest:
     limits: Mapping[str, float] = field(default_factory=dict)
     pins: Mapping[str, str] = field(default_factory=dict)
     ties: Sequence[Sequence[str]] = ()
+    bounds: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    width_counts: Sequence[WidthCount] = ()
+    max_widths: int | None = None
     weights: int | None = None
     float_bits: int | None = None
     with_frontier: bool = False
+    with_prices: bool = False
+    target_cost: float | None = None
+    errors: str | None = None
+    risk: float = 0.0
     time_limit_s: float = 30.0
     relative_gap: float = 0.0
     backend: str = "auto"
@@ -49,18 +73,31 @@ def solve_table(request: SolveRequest) -> dict[str, Any]:
     """Solve for each budget.
 
     Returns:
-        The first budget's answer, with all of them under ``plans``, and ``frontier`` where asked for.
+        The first budget's answer, with all of them under ``plans``, and ``frontier`` and ``smallest`` where asked for.
 
     Raises:
-        InvalidRequest: A budget needs to know more than the table tells.
+        InvalidRequest: A budget needs to know more than the table tells, or an option needs another one.
         SolverError: The table, the rules or the options are not acceptable; names the unit.
     """
+    _check_options(request)
     budgets: list[Budget | None] = [_budget(request, text) for text in request.budgets]
     plans = [_answer(request, budget) for budget in budgets or [None]]
     document = {**plans[0], "plans": plans}
     if request.with_frontier:
-        document["frontier"] = _frontier(_problem(request, None))
+        document["frontier"] = frontier_of(_problem(request, None))
+    if request.target_cost is not None:
+        document["smallest"] = smallest_of(
+            _problem(request, None), request.target_cost, time_limit_s=request.time_limit_s
+        )
     return document
+
+
+def _check_options(request: SolveRequest) -> None:
+    if request.risk and request.errors is None:
+        allowed = "the column that holds the standard errors"
+        raise InvalidRequest("a risk needs standard errors", "standard_errors", None, allowed)
+    if request.with_prices and not request.budgets:
+        raise InvalidRequest("prices need a budget", "budgets", [], "at least one budget")
 
 
 def _budget(request: SolveRequest, text: str) -> Budget:
@@ -86,41 +123,43 @@ def _problem(request: SolveRequest, budget: Budget | None) -> Problem:
         Row(name=name, values=request.table.column(name), limit=limit)
         for name, limit in request.limits.items()
     ]
-    return Problem.from_rows(
-        request.table.rows, budget=budget, pins=request.pins, ties=request.ties, limits=limits
+    problem = Problem.from_rows(
+        request.table.rows,
+        budget=budget,
+        pins=request.pins,
+        ties=request.ties,
+        bounds=request.bounds,
+        limits=limits,
+        width_counts=request.width_counts,
+        max_widths=request.max_widths,
     )
+    if request.errors is None:
+        return problem
+    return risk_averse(problem, request.table.column(request.errors, "standard_errors"), factor=request.risk)
 
 
 def _answer(request: SolveRequest, budget: Budget | None) -> dict[str, Any]:
+    problem = _problem(request, budget)
     solution = solve(
-        _problem(request, budget),
+        problem,
         time_limit_s=request.time_limit_s,
         relative_gap=request.relative_gap,
         backend=request.backend,
         seed=request.seed,
     )
-    return {
+    answer = {
         "budget": None if budget is None else budget.text,
         "budget_bits": None if budget is None else budget.bits,
         **solution.to_json(),
     }
-
-
-def _frontier(problem: Problem) -> list[dict[str, Any]]:
-    """Points by rising size; each tells what changes against the point before (the first: everything)."""
-    points = frontier(problem)
-    listed = []
-    before: dict[str, str] = {}
-    for i, point in enumerate(points):
-        choices = points.named_choices(i)
-        changes = {unit: candidate for unit, candidate in choices.items() if before.get(unit) != candidate}
-        listed.append(
-            {
-                "size_bits": point.size_bits,
-                "objective": point.objective,
-                "exact": point.exact,
-                "changes": changes,
-            }
+    if request.with_prices:
+        answer["prices"] = prices_of(problem, solution)
+    if request.errors is not None:
+        found = choice_probabilities(
+            problem,
+            request.table.column(request.errors, "standard_errors"),
+            seed=request.seed,
+            time_limit_s=request.time_limit_s,
         )
-        before = choices
-    return listed
+        answer["probabilities"] = probabilities_of(problem, solution, found)
+    return answer

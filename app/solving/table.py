@@ -25,17 +25,24 @@ class CostTable:
     rows: tuple[tuple[str, str, float, int], ...]
     columns: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
 
-    def column(self, name: str) -> dict[tuple[str, str | int], float]:
+    def column(self, name: str, asked_by: str | None = None) -> dict[tuple[str, str | int], float]:
         """A further column as the solver takes it.
+
+        Args:
+            name: Of the column.
+            asked_by: The input that named it, for errors; ``limits.NAME`` if left out.
 
         Raises:
             InvalidRequest: There is no such column.
             TableError: A cell of it is no finite number; names the unit.
         """
         if name not in self.columns:
-            allowed = sorted(self.columns) or "no limits: the table has no further columns"
+            allowed = sorted(self.columns) or "nothing: the table has no further columns"
             raise InvalidRequest(
-                f"the table has no column {name!r} to limit", f"limits.{name}", name, allowed
+                f"the table has no column {name!r} beside the required ones",
+                asked_by or f"limits.{name}",
+                name,
+                allowed,
             )
         values: dict[tuple[str, str | int], float] = {}
         for (unit, candidate, _, _), value in zip(self.rows, self.columns[name], strict=True):

@@ -33,12 +33,15 @@ class Readiness(BaseModel):
     checks: dict[str, CheckRead]
 
 
+# Many probes ask by HEAD; the server leaves the body out.
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Is the process alive?")
 async def read_health() -> Health:
     """Answers as long as the process runs; looks at nothing else."""
     return Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="Can requests be answered?",

@@ -30,7 +30,8 @@ from app.models import (
     Stage,
     utc_now,
 )
-from app.plans.service import conclude_job, solve_job
+from app.plans.conclusion import conclude_job
+from app.plans.service import solve_job
 from app.settings import Settings
 
 
@@ -126,7 +127,7 @@ class World:
             request["model"] = self.model().id
         if "dataset" not in request:
             request["dataset"] = self.dataset().id
-        return {"budgets": ["4 bits"], **request}
+        return {"budgets": ["4 bits"], "metric": "kl", **request}
 
     def job(self, key=None, **request):
         with self.database.write() as session:
@@ -135,7 +136,8 @@ class World:
     def start(self, job, stage=Stage.MEASURE, at=None):
         with self.database.write() as session:
             row = session.get_one(Job, job.id)
-            row.state, row.stage, row.started_at = JobState.RUNNING, stage, at or utc_now()
+            row.state, row.stage = JobState.RUNNING, stage
+            row.started_at = row.stage_started_at = at or utc_now()
             if stage is Stage.VERIFY:
                 row.measured_at = row.solved_at = utc_now()
 
@@ -167,7 +169,9 @@ class World:
                         unit=entry.unit,
                         bits=entry.bits,
                         scheme=entry.scheme,
-                        metric=job.request["metric"],
+                        metric=job.request["compare"],
+                        block_start=entry.block_start,
+                        block_stop=entry.block_stop,
                         size_bits=size,
                         storage_bits=size + 100,
                         mean=mean,
@@ -185,7 +189,7 @@ class World:
     def verify(self, job, cost):
         """Write what plans measure; `cost(plan)` is the cost on the evaluation data."""
         with self.database.write() as session:
-            metric = job.request["metric"]
+            metric = job.request["compare"]
             for plan in session.scalars(select(Plan).where(Plan.job_id == job.id)):
                 if plan.choices:
                     values = {metric: {"calibration": 2 * cost(plan), "evaluation": cost(plan)}}

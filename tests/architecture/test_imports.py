@@ -14,8 +14,15 @@ PACKAGES = ("app", "solver", "workers", "migrations")
 TORCH_FREE = {
     "workers.contracts",
     "workers.errors",
+    "workers.sampling",
+    "workers.sensitivity.gram",
+    "workers.menus",
+    "workers.schemes",
+    "workers.sensitivity.operations",
     "workers.sensitivity.sharding",
+    "workers.sensitivity.statistics",
     "workers.intake.dataset_header",
+    "workers.intake.packing",
 }
 WEB = {"fastapi", "starlette", "uvicorn"}
 DASK = {"dask", "distributed"}

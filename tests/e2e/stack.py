@@ -157,6 +157,7 @@ class Stack:
             "dataset": self.dataset,
             "budgets": ["4 bits"],
             "candidates": [2, 3, 4, 6, 8],
+            "metric": "kl",
         }
         return self.post("/jobs", json=body | request)["id"]
 

@@ -57,7 +57,7 @@ def document(files):
     done = _run(
         "search", folder / "small.pt2",
         "--calibration", folder / "calibration.safetensors", "--evaluation", folder / "evaluation.safetensors",
-        "--budget", "4 bits", "--candidates", "2,4,8", "--scheme", "channel-symmetric",
+        "--budget", "4 bits", "--candidates", "2,4,8", "--scheme", "channel-symmetric", "--metric", "kl",
         "--data-dir", folder / "data", "--json", folder / "out.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -150,7 +150,7 @@ def test_the_same_search_again_reuses_every_measurement(document, files):
     done = _run(
         "search", folder / "small.pt2",
         "--calibration", folder / "calibration.safetensors", "--evaluation", folder / "evaluation.safetensors",
-        "--budget", "2000 bits total", "--budget", "3.5x", "--candidates", "2,4,8", "--scheme", "channel-symmetric",
+        "--budget", "2000 bits total", "--budget", "3.5x", "--candidates", "2,4,8", "--scheme", "channel-symmetric", "--metric", "kl",
         "--data-dir", folder / "data", "--json", "-",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

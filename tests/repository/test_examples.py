@@ -1,6 +1,7 @@
 """The demo's network and photos, and what demo and benchmark say of a result."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -64,6 +65,14 @@ def plan(bits: float, kl: float, agreement: float, **members: object) -> dict[st
         },
         **members,
     }
+
+
+def test_the_demo_tells_at_once_that_its_result_cannot_be_written(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--exit", "--json", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert "--json" in ended.stderr
+    assert "a folder's" in ended.stderr
 
 
 def test_the_demo_compares_with_the_uniform_plan_of_the_same_average() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
-from solver import Problem, Proof, SolveStatus, solve
+from solver import Problem, Proof, SolveStatus, Stopped, solve
 from solver.core import assemble, scan
 from solver.knapsack import cost_step, solve_knapsack
 from solver.relaxation import Relaxation, relax
@@ -181,13 +181,22 @@ def test_a_larger_budget_never_costs_more(instances, seed, fractions):
 def test_hard_instance_ends_at_the_time_limit_with_an_honest_gap(engine, instances):
     costs, sizes = instances.strongly_correlated(300, 6, 1)
     budget = instances.budget_at(sizes, 0.35)
-    start = time.monotonic()
+    start = time.thread_time()  # the neighbours' share of the processor is not ours to answer for
     found, objective = run(engine, costs, sizes, budget, seconds=0.4)
-    assert time.monotonic() - start < 1.5  # one stage of states may be under way when the time is over
+    assert time.thread_time() - start < 1.0  # one stage of states may be under way when the time is over
     assert not found.proven
     assert found.proof is Proof.SEARCH
     assert found.lower_bound < objective
     assert (objective - found.lower_bound) / objective < 1e-7
+
+
+def test_what_stopped_the_search_is_told(instances):
+    costs, sizes = instances.strongly_correlated(300, 6, 1)
+    problem = Problem.from_arrays(costs, sizes, budget=instances.budget_at(sizes, 0.35))
+    solution = solve(problem, time_limit_s=0.2)
+    assert solution.status is SolveStatus.FEASIBLE
+    assert solution.stopped is Stopped.TIME_LIMIT
+    assert solution.to_json()["stopped"] == "time_limit"
 
 
 def test_subset_sums_are_hit_to_the_bit(engine, instances):
@@ -206,8 +215,10 @@ def test_a_requested_gap_stops_early_and_is_not_called_optimal(instances):
     assert rough.relative_gap <= 1e-2
     assert rough.objective <= exact.objective * 1.01
     assert rough.lower_bound <= exact.objective
+    assert rough.stopped is Stopped.GAP
     fine = solve(problem, relative_gap=1e-9)
     assert fine.status is SolveStatus.OPTIMAL
+    assert fine.stopped is exact.stopped is Stopped.PROVEN
     assert fine.objective <= exact.objective * (1 + 1e-9)
 
 
@@ -234,6 +245,29 @@ def test_large_tables_are_bracketed_to_the_same_relaxation(engine, instances):
         assert np.allclose(priced[at], priced.min(axis=1), rtol=1e-13, atol=0)
         if found.multiplier > 0.0:  # one step more would not fit
             assert found.slack < sizes.max()
+
+
+@pytest.mark.parametrize("where", ["dear giants", "cheap giants"])
+def test_a_sample_that_misleads_is_mended(engine, where):
+    # A few units hold nearly all of the size; no sample sees them, whichever way they pull the price.
+    rng = np.random.default_rng(8)
+    sizes = np.cumsum(rng.integers(1, 1000, (40_000, 4)), axis=1)
+    costs = np.sort(rng.random((40_000, 4)), axis=1)[:, ::-1] * sizes[:, :1]
+    giants = rng.choice(40_000, 5, replace=False)
+    sizes[giants] *= 10**6
+    costs[giants] *= 1e12 if where == "dear giants" else 1e-12
+    low, high = int(sizes.min(axis=1).sum()), int(sizes.max(axis=1).sum())
+    small = int(np.delete(sizes, giants, axis=0).max(axis=1).sum())
+    largest = int(sizes[giants].max(axis=1).sum())
+    budget = largest + small // 2 if where == "dear giants" else low + small // 3
+    assert low < budget < high
+    found = engine.relax(costs, sizes, budget)
+    at = np.arange(len(costs)), found.slots
+    assert int(sizes[at].sum()) == budget - found.slack
+    priced = costs + found.multiplier * sizes
+    assert np.allclose(priced[at], priced.min(axis=1), rtol=1e-13, atol=0)
+    assert found.near is not None  # bracketed nevertheless, not sorted outright
+    assert len(found.near) < 10_000
 
 
 @pytest.mark.parametrize(("factor", "step"), [(1.0, 1.0), (5.0, 5.0), (0.25, 0.25), (np.pi, 0.0)])

@@ -13,10 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from solver import BackendError, Problem, Proof, Row, SolveStatus, WidthCount, evaluate, program, solve
+from solver import (
+    BackendError,
+    Problem,
+    Proof,
+    Row,
+    SolveStatus,
+    WidthCount,
+    acceleration,
+    evaluate,
+    program,
+    solve,
+)
 from solver.certificate import lagrangian_bound
 from solver.dual import solve_dual
 from solver.reduction import ReducedRow
+from solver.widths import by_width_sets, width_sets
 
 WIDTHS = (2, 4, 8)
 
@@ -351,3 +363,31 @@ def test_foreign_solvers_are_silent():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert (run.stdout, run.stderr) == (b"", b"")
+
+
+def test_width_sets_left_out_for_want_of_time_are_bounded_not_forgotten(instances):
+    costs, sizes = instances.noisy(300, 8, 1)
+    problem = Problem.from_arrays(
+        costs,
+        sizes,
+        budget=instances.budget_at(sizes, 0.35),
+        labels=instances.WIDTHS[8],
+        max_widths=3,
+    )
+    row = ReducedRow(name="size", table=problem.sizes, limit=problem.budget_bits)
+    sets = width_sets(problem.reduced, 3)
+    engine = acceleration.reference_engine()
+    best = solve(problem)
+    assert best.status is SolveStatus.OPTIMAL
+    late = by_width_sets(
+        problem.reduced, row, sets, relative_gap=0.0, deadline=time.monotonic() - 1.0, engine=engine
+    )
+    assert (late.slots, late.infeasible, late.proven) == (None, False, False)
+    assert late.lower_bound <= best.objective
+    # Only the first sets are looked at: whatever is found, it is not called optimal.
+    clock = iter([0.0] * 5 + [2.0] * 1000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("solver.widths.time.monotonic", lambda: next(clock, 2.0))
+        some = by_width_sets(problem.reduced, row, sets, relative_gap=0.0, deadline=1.0, engine=engine)
+    assert not some.proven
+    assert some.lower_bound <= best.objective

@@ -66,6 +66,14 @@ def test_budget_exactly_at_a_threshold_and_one_bit_below():
     assert solve(Problem.from_rows(rows, budget=440)).objective == 4.0
 
 
+@pytest.mark.parametrize("units", [3, 5000])
+def test_a_budget_beyond_every_sum_is_no_limit(units):
+    rng = np.random.default_rng(0)
+    costs, sizes = rng.random((units, 3)), rng.integers(1, 9, (units, 3))
+    free = solve(Problem.from_arrays(costs, sizes, budget=None))
+    assert solve(Problem.from_arrays(costs, sizes, budget=2**80)).choices == free.choices
+
+
 def test_infeasible_budget_names_the_smallest():
     solution = solve(Problem.from_rows([("a", 4, 1.0, 40), ("b", 4, 3.0, 400)], budget=439))
     assert solution.status is SolveStatus.INFEASIBLE

@@ -18,10 +18,6 @@ _NORMALIZATION_NAMES = """
 _NORMALIZATIONS = frozenset(_NORMALIZATION_NAMES.split())
 _REASONS = {
     **dict.fromkeys(
-        ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
-        "a recurrent layer uses its weights inside one operator, step by step",
-    ),
-    **dict.fromkeys(
         ("add", "sub", "subtract", "rsub"),
         "it is added to a value that depends on the input, not multiplied with it",
     ),

@@ -175,6 +175,27 @@ def _einsum(call: _Call) -> list[Role]:
     return roles
 
 
+def _recurrent(call: _Call) -> list[Role]:
+    """LSTM, GRU and plain recurrent layers: every matrix of the list is multiplied at each time step."""
+    sequence = call.shape(call.arguments["input"])
+    steps = sequence[0] * sequence[1]  # times samples, in whichever order
+    return [
+        Role(operand=weight, output_axis=0, group_axis=1, macs=steps * math.prod(call.shape(weight)))
+        for weight in call.arguments["params"]
+        if call.is_weight(weight) and len(call.shape(weight)) == 2
+    ]
+
+
+def _recurrent_cell(call: _Call) -> list[Role]:
+    found = [call.weight(name) for name in ("w_ih", "w_hh")]
+    samples = math.prod(call.shape(call.arguments["input"])[:-1])
+    return [
+        Role(operand=weight, output_axis=0, group_axis=1, macs=samples * math.prod(call.shape(weight)))
+        for weight in found
+        if weight is not None
+    ]
+
+
 _OPERATORS: dict[str, Callable[[_Call], list[Role]]] = {
     "linear": _linear,
     "conv1d": _convolution,
@@ -195,4 +216,6 @@ _OPERATORS: dict[str, Callable[[_Call], list[Role]]] = {
     "baddbmm": _product("batch1", "batch2"),
     "bilinear": _bilinear,
     "einsum": _einsum,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _recurrent_cell),
 }

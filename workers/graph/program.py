@@ -12,7 +12,7 @@ that it is run as ``reshape``.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,28 +26,50 @@ from workers.graph.dataflow import Dataflow, bind, depends_on, operator_name
 from workers.graph.model import GraphModel
 
 Environment = dict[Node, Any]
+Operands = Mapping[int, Mapping[Node, Callable[[Any], Any]]]
+"""Step index -> node it reads -> what the step sees, given the node's value. Other steps see the value itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Override:
-    """Constants with other values than the model's, and the first step that sees one.
+    """Constants and operands with other values than the model's, and the first step that sees one.
 
     Args:
         values: Constant node -> the value to use.
+        operands: Values that single steps see changed.
         first_step: Index of the first step that reads one of them; the number of steps if none does.
     """
 
     values: dict[Node, Any] = field(default_factory=dict)
+    operands: Operands = field(default_factory=dict)
     first_step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Step:
+class Step:
+    """One live node, ready to be called.
+
+    Args:
+        node: The node.
+        target: What to call.
+        args: Positional arguments, nodes in the place of values.
+        kwargs: Keyword arguments, likewise.
+        frees: Nodes whose values no later step reads.
+    """
+
     node: Node
     target: Callable[..., Any]
     args: Any
     kwargs: Any
     frees: tuple[Node, ...]
+
+    def call(self, value: Callable[[Node], Any]) -> Any:
+        """The step's value.
+
+        Args:
+            value: Gives the values of the nodes it reads.
+        """
+        return self.target(*map_arg(self.args, value), **map_arg(self.kwargs, value))
 
 
 NO_OVERRIDE = Override()
@@ -83,7 +105,8 @@ class Program:
         )
         self._readers = self._first_readers()
         self._constants: dict[Node, Any] = dict(zip(self._flow.stored, self._stored(), strict=True))
-        with _computing(self.device):
+        # Not in inference mode: these tensors may take part in computations with gradients.
+        with computing(self.device, gradients=torch.no_grad()):
             for node in self._flow.constants:
                 self._compute(node, self._constants)
         self._kernels = self._find_kernels() if self.device.type == "cpu" else frozenset()
@@ -92,6 +115,16 @@ class Program:
     def __len__(self) -> int:
         """Number of steps."""
         return len(self._steps)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What `advance` runs."""
+        return self._steps
+
+    @property
+    def first_output(self) -> Any:
+        """The node of the model's first output (or a number)."""
+        return self._flow.outputs[0]
 
     @property
     def inputs(self) -> tuple[Node, ...]:
@@ -113,19 +146,47 @@ class Program:
         """Run steps ``[start, stop)`` on an environment of cut ``start``, dropping values after their last use.
 
         Raises:
-            MeasurementFailed: An operator failed; names its node.
+            MeasurementFailed: An operator failed, or an override of its operands did; names its node.
         """
         values = {**self._constants, **override.values} if override.values else self._constants
 
         def value(node: Node) -> Any:
             return environment[node] if node in environment else values[node]
 
-        with _computing(self.device):
-            for step in self._steps[start:stop]:
+        with computing(self.device):
+            for index, step in enumerate(self._steps[start:stop], start):
+                changed = override.operands.get(index)
+                environment[step.node] = call(step, value if changed is None else _changed(changed, value))
+                for node in step.frees:
+                    environment.pop(node, None)
+
+    def advance_with(
+        self,
+        environment: Environment,
+        run: Callable[[Step, Callable[[Node], Any]], Any],
+        override: Override = NO_OVERRIDE,
+    ) -> None:
+        """Run all steps with gradients enabled, each through a function that may look at it.
+
+        Args:
+            environment: Of the cut before the first step.
+            run: Gives a step's value; is handed the step and the values of the nodes it reads.
+            override: Constants to use in place of the model's.
+
+        Raises:
+            MeasurementFailed: An operator failed; names its node.
+        """
+        values = {**self._constants, **override.values}
+
+        def value(node: Node) -> Any:
+            return environment[node] if node in environment else values[node]
+
+        with computing(self.device, gradients=torch.enable_grad()):
+            for step in self._steps:
                 try:
-                    environment[step.node] = step.target(
-                        *map_arg(step.args, value), **map_arg(step.kwargs, value)
-                    )
+                    environment[step.node] = run(step, value)
+                except MeasurementFailed:
+                    raise
                 except Exception as error:
                     raise _failure(step.node, error) from error
                 for node in step.frees:
@@ -148,28 +209,42 @@ class Program:
 
     def constant(self, node: Node) -> Tensor:
         """The value of a constant node, on the program's device."""
-        value = self._constants[node]
+        value = self.constant_value(node)
         assert isinstance(value, Tensor)
         return value
 
-    def override(self, changes: Mapping[Node, Tensor]) -> Override:
+    def constant_value(self, node: Node) -> Any:
+        """The value of a constant node, tensor or not."""
+        return self._constants[node]
+
+    def override(
+        self,
+        changes: Mapping[Node, Tensor],
+        operands: Operands | None = None,
+        *,
+        gradients: bool = False,
+    ) -> Override:
         """Replace constants; everything computed from them is computed again.
 
         Args:
             changes: Constant node -> its new value. A node among them is taken as given even if it is computed
                 from another one.
+            operands: What single steps are to see in place of values they read.
+            gradients: Whether what is computed again can be differentiated by ``changes``.
 
         Returns:
             The override for `advance`, `outputs` and `run`.
         """
         values: dict[Node, Any] = dict(changes)
         affected = depends_on(self._flow.constants, changes)
-        with _computing(self.device):
+        with computing(self.device, gradients=torch.enable_grad() if gradients else None):
             for node in self._flow.constants:
                 if node in affected and node not in changes:
                     self._compute(node, values)
             self._lay_out(values)
-        return Override(values=values, first_step=self.first_step(changes))
+        operands = operands or {}
+        first_step = min((self.first_step(changes), *operands))
+        return Override(values=values, operands=operands, first_step=first_step)
 
     def first_step(self, nodes: Iterable[Node]) -> int:
         """Index of the first step whose result changes when these constants do."""
@@ -177,8 +252,8 @@ class Program:
         changed |= depends_on(self._flow.constants, changed)
         return min((self._readers[node] for node in changed if node in self._readers), default=len(self))
 
-    def _step(self, node: Node, frees: tuple[Node, ...]) -> _Step:
-        return _Step(
+    def _step(self, node: Node, frees: tuple[Node, ...]) -> Step:
+        return Step(
             node=node,
             target=_target(node),
             args=self._on_device(node.args),
@@ -249,15 +324,44 @@ class Program:
             ) from error
 
 
+def call(step: Step, value: Callable[[Node], Any]) -> Any:
+    """Run one step.
+
+    Args:
+        step: Which.
+        value: Gives the values of the nodes it reads.
+
+    Raises:
+        MeasurementFailed: The operator failed; names its node.
+    """
+    try:
+        return step.call(value)
+    except MeasurementFailed:
+        raise
+    except Exception as error:
+        raise _failure(step.node, error) from error
+
+
 @contextmanager
-def _computing(device: torch.device) -> Iterator[None]:
-    """No gradients, no automatic casts: what runs is what the graph says."""
+def computing(
+    device: torch.device, *, gradients: AbstractContextManager[Any] | None = None
+) -> Iterator[None]:
+    """No gradients unless asked for, no automatic casts: what runs is what the graph says."""
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(gradients or torch.inference_mode())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type != "cpu":
             stack.enter_context(device)  # graphs do not say where new tensors are made
         yield
+
+
+def _changed(
+    operands: Mapping[Node, Callable[[Any], Any]], value: Callable[[Node], Any]
+) -> Callable[[Node], Any]:
+    def read(node: Node) -> Any:
+        return operands[node](value(node)) if node in operands else value(node)
+
+    return read
 
 
 def _target(node: Node) -> Callable[..., Any]:
@@ -271,28 +375,3 @@ def _failure(node: Node, error: Exception) -> MeasurementFailed:
     return MeasurementFailed(
         f"operator {operator_name(node)} (node {node.name!r}) failed: {error}", node.name, operator_name(node)
     )
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value of an environment (a tensor, a sequence of values, or a number)."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for element in value:
-            yield from tensors_in(element)
-
-
-def resident_bytes(environment: Environment, *, free: Iterable[Node] = ()) -> int:
-    """Memory that an environment keeps alive.
-
-    Args:
-        environment: The values; a storage shared by several views counts once, and in full.
-        free: Nodes whose storage is kept by others anyway (the inputs) and does not count.
-    """
-    skipped = {t.untyped_storage().data_ptr() for node in free for t in tensors_in(environment.get(node))}
-    sizes = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for value in environment.values()
-        for tensor in tensors_in(value)
-    }
-    return sum(size for pointer, size in sizes.items() if pointer not in skipped)

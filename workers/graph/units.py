@@ -27,6 +27,7 @@ from workers.graph.model import GraphModel
 from workers.graph.roots import Root, RootFinder
 from workers.graph.sites import find_sites
 from workers.graph.storage import Alias
+from workers.graph.uses import Use, use_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Unit:
         aliases: All constant nodes that show this tensor, ``node`` first.
         parameters: Parameters that need not be stored once the unit is quantized.
         first_step: Index of the first live node that depends on it.
+        uses: The operators that use it as a weight, in execution order.
     """
 
     info: UnitInfo
@@ -46,6 +48,7 @@ class Unit:
     aliases: tuple[Alias, ...]
     parameters: tuple[Node, ...]
     first_step: int
+    uses: tuple[Use, ...]
 
     def changes(self, weight: Tensor) -> dict[Node, Tensor]:
         """The constants to override so that the model uses another weight.
@@ -96,13 +99,15 @@ def find_units(model: GraphModel) -> UnitTable:
     first_steps = {root.node: _first_step(flow, root.nodes) for root in finder.roots}
     ordered = sorted(finder.roots, key=lambda root: (first_steps[root.node], root.names[0]))
     names = _unique([root.names[0] for root in ordered])
+    uses = {root.node: tuple(use_of(flow, site) for site in root.sites) for root in finder.roots}
     units = tuple(
         Unit(
-            info=_info(model, root, name),
+            info=_info(model, root, name, uses[root.node]),
             node=root.node,
             aliases=root.aliases,
             parameters=tuple(source for source in root.sources if source not in still_needed),
             first_step=first_steps[root.node],
+            uses=uses[root.node],
         )
         for root, name in zip(ordered, names, strict=True)
     )
@@ -116,7 +121,7 @@ def find_units(model: GraphModel) -> UnitTable:
     )
 
 
-def _info(model: GraphModel, root: Root, name: str) -> UnitInfo:
+def _info(model: GraphModel, root: Root, name: str, uses: Iterable[Use]) -> UnitInfo:
     return UnitInfo(
         name=name,
         operator=root.sites[0].operator,
@@ -127,6 +132,7 @@ def _info(model: GraphModel, root: Root, name: str) -> UnitInfo:
         macs=sum(site.macs for site in root.sites) // (model.batch_size or 1),
         tied=root.names[1:],
         derived=root.derived,
+        activations=sum(len(use.inputs) for use in uses),
     )
 
 

@@ -1,8 +1,8 @@
 """Calibration and evaluation files: every rule a data file must keep, without torch.
 
 A data file is in the safetensors format: eight bytes with the length of a JSON header, the header, then the
-tensors' bytes. Its keys are the model's input names, the first axis of each is the samples', and ``labels`` may come
-with them. The service checks uploads with this module in a process that has no torch; the workers build on it.
+tensors' bytes. Its keys are the model's input names, the first axis of each is the samples', and ``labels`` and
+``position_mask`` may come with them; attention masks may be left out. The service checks uploads with this module in a process that has no torch; the workers build on it.
 """
 
 import math
@@ -22,6 +22,12 @@ from workers.intake.limits import MIB, Limits
 from workers.intake.refusals import shorten
 
 LABELS: Final = "labels"
+POSITION_MASK: Final = "position_mask"
+"""Which positions of the output count, for any model: ``[samples, positions...]``, 0 where not."""
+
+ATTENTION_MASKS: Final = ("decoder_attention_mask", "attention_mask")
+"""Inputs that may be left out (nothing is padding then), and that say which positions count."""
+
 IGNORED_LABEL: Final = -100
 """The label of a token that does not count, as in torch's cross entropy."""
 
@@ -44,6 +50,7 @@ _NUMPY: Final[dict[str, npt.DTypeLike]] = {
     **{name: name for name in _NAMES.values() if name != "bfloat16"},
     "bfloat16": "uint16",
 }
+_MASK_TYPES: Final = ("bool", "uint8", "int8", "int16", "int32", "int64")
 _LABEL_TYPES: Final = ("int64", "int32", "int16", "int8", "uint8")
 _EXPONENT_BF16: Final = 0x7F80
 
@@ -95,7 +102,7 @@ def read_header(path: Path) -> DatasetHeader:
             )
         text = file.read(length)
     try:
-        tensors = _read_tensors(parse_json(memoryview(text), "header", _LIMITS), 8 + length, size)
+        tensors = read_tensors(parse_json(memoryview(text), "header", _LIMITS), 8 + length, size)
     except ModelRefused as refusal:
         raise DatasetRefused(
             f"the file is not in the safetensors format: {refusal.message}",
@@ -107,7 +114,7 @@ def read_header(path: Path) -> DatasetHeader:
     return DatasetHeader(samples=_count_samples(tensors), tensors=tensors)
 
 
-def _read_tensors(header: Json, begin: int, size: int) -> dict[str, StoredTensor]:
+def read_tensors(header: Json, begin: int, size: int) -> dict[str, StoredTensor]:
     """Name -> tensor; together they must cover the data without a gap or an overlap."""
     tensors = {
         name: _stored_tensor(name, entry, begin) for name, entry in header.fields() if name != "__metadata__"
@@ -204,9 +211,10 @@ def check_against(
         DatasetRefused: Another set of names, another type or shape than an input's, or labels that do not fit.
     """
     names = [info.name for info in inputs]
-    given = [name for name in header.tensors if name != LABELS or LABELS in names]
-    if set(names) != set(given):
-        missing, unknown = sorted(set(names) - set(given)), sorted(set(given) - set(names))
+    given = [name for name in header.tensors if name in names or name not in (LABELS, POSITION_MASK)]
+    missing = sorted(set(names) - set(given) - set(ATTENTION_MASKS))
+    unknown = sorted(set(given) - set(names))
+    if missing or unknown:
         what = [f"lacks {', '.join(map(repr, missing[:4]))}"] * bool(missing)
         what += [f"has {', '.join(repr(shorten(name)) for name in unknown[:4])}"] * bool(unknown)
         raise _refuse(
@@ -214,10 +222,13 @@ def check_against(
             f"the file's tensors are not the model's inputs: it {' and '.join(what)}",
             field="dataset",
             value=sorted(str(shorten(name)) for name in given)[:16],
-            allowed=[*names, f"{LABELS} (optional)"],
+            allowed=[*names, f"{LABELS} (optional)", f"{POSITION_MASK} (optional)"],
         )
     for info in inputs:
-        _check_input(header.tensors[info.name], info)
+        if info.name in header.tensors:
+            _check_input(header.tensors[info.name], info)
+    if POSITION_MASK in header.tensors and POSITION_MASK not in names:
+        _check_mask(header.tensors[POSITION_MASK], outputs)
     if LABELS in header.tensors and LABELS not in names:
         _check_labels(header.tensors[LABELS], outputs)
 
@@ -242,6 +253,29 @@ def _check_input(tensor: StoredTensor, info: InputInfo) -> None:
             field=info.name,
             value=list(tensor.shape),
             allowed=f"[{expected}]",
+        )
+
+
+def _check_mask(mask: StoredTensor, outputs: Sequence[InputInfo] | None) -> None:
+    if mask.dtype not in _MASK_TYPES:
+        raise _refuse(
+            "mask-dtype",
+            f"the {POSITION_MASK} is {mask.dtype}; it says of each position whether it counts",
+            field=POSITION_MASK,
+            value=mask.dtype,
+            allowed=list(_MASK_TYPES),
+        )
+    if outputs is None:
+        return
+    shape, given = outputs[0].shape[1:-1], mask.shape[1:]
+    if len(shape) != len(given) or any(w not in (None, g) for w, g in zip(shape, given, strict=True)):
+        expected = f"[{', '.join(['samples', *('positions' if s is None else str(s) for s in shape)])}]"
+        raise _refuse(
+            "mask-shape",
+            f"the {POSITION_MASK} has the shape {list(mask.shape)}; one value for each position of the output is {expected}",
+            field=POSITION_MASK,
+            value=list(mask.shape),
+            allowed=expected,
         )
 
 
@@ -291,7 +325,7 @@ def check_values(
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for name, tensor in header.tensors.items():
             for first, chunk in _chunks(mapped, tensor):
-                if name not in names:
+                if name not in names and name != POSITION_MASK:
                     _check_classes(first, chunk, tensor, classes)
                 elif tensor.dtype.startswith(("float", "bfloat")):
                     _check_finite(name, first, chunk, tensor)

@@ -7,13 +7,19 @@ from workers.quant.fake_quantize import (
     QuantizationParameters,
     apply,
     dequantize_codes,
-    fake_quantize,
-    quantization_parameters,
     quantize_codes,
 )
+from workers.quant.gptq import compensated_codes
 from workers.quant.integer import QuantizedMatrix, integer_matmul
+from workers.quant.moments import InputMoments
 from workers.quant.noise import predicted_sqnr_db, predicted_sqnr_for_range_db, sqnr_db
 from workers.quant.observers import HistogramObserver, MinMaxObserver
+from workers.quant.quantizer import (
+    WeightQuantizer,
+    fake_quantize,
+    fake_quantize_all,
+    quantization_parameters,
+)
 from workers.quant.ranges import choose_range, minmax_range, percentile_range
 from workers.quant.slices import SliceLayout
 from workers.quant.storage import storage_bits
@@ -22,16 +28,20 @@ from workers.quant.straight_through import LearnedQuantizer, fake_quantize_strai
 __all__ = [
     "CodeRange",
     "HistogramObserver",
+    "InputMoments",
     "LearnedQuantizer",
     "MinMaxObserver",
     "QuantizationParameters",
     "QuantizedMatrix",
     "SliceLayout",
+    "WeightQuantizer",
     "apply",
     "choose_range",
+    "compensated_codes",
     "dequantize",
     "dequantize_codes",
     "fake_quantize",
+    "fake_quantize_all",
     "fake_quantize_straight_through",
     "integer_matmul",
     "kl_range",

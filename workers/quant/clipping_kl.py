@@ -44,16 +44,31 @@ def kl_range(rows: Tensor, codes: CodeRange) -> tuple[Tensor, Tensor]:
     Returns:
         ``(range_min, range_max)``, each ``[slices]``: the row's min-max range within ``[-T, T]``.
     """
-    low, high = torch.aminmax(rows, dim=1)
-    largest = torch.maximum(low.abs(), high.abs())
-    bins = bin_count(rows.shape[1])
-    per_chunk = max(1, _CHUNK_BINS // max(rows.shape[1], 2 * bins))
-    kept = [
-        kl_threshold(_histogram(rows[i : i + per_chunk], largest[i : i + per_chunk], bins), codes)
-        for i in range(0, rows.shape[0], per_chunk)
-    ]
-    threshold = largest * (torch.cat(kept).to(rows.dtype) / bins)
-    return torch.maximum(low, -threshold), torch.minimum(high, threshold)
+    return Histograms(rows).range(codes)
+
+
+class Histograms:
+    """The histograms of some rows: what the thresholds of all bit-widths are found from.
+
+    Args:
+        rows: ``[slices, values]``, float32 or float64, finite.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.low, self.high = torch.aminmax(rows, dim=1)
+        self.largest = torch.maximum(self.low.abs(), self.high.abs())
+        self.bins = bin_count(rows.shape[1])
+        per_chunk = max(1, _CHUNK_BINS // max(rows.shape[1], 2 * self.bins))
+        self.counts = [
+            _histogram(rows[i : i + per_chunk], self.largest[i : i + per_chunk], self.bins)
+            for i in range(0, rows.shape[0], per_chunk)
+        ]
+
+    def range(self, codes: CodeRange) -> tuple[Tensor, Tensor]:
+        """See `kl_range`."""
+        kept = torch.cat([kl_threshold(counts, codes) for counts in self.counts])
+        threshold = self.largest * (kept.to(self.largest.dtype) / self.bins)
+        return torch.maximum(self.low, -threshold), torch.minimum(self.high, threshold)
 
 
 def bin_count(values: int) -> int:

@@ -1,22 +1,18 @@
-"""Quantize and dequantize a weight by a candidate: parameters once, then applied as often as wanted."""
+"""Quantize and dequantize a weight by given scales and zero points."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from workers.contracts import Candidate
 from workers.quant.affine import (
     CodeRange,
-    compute_dtype,
     dequantize,
     quantize,
     quantize_dequantize,
-    require_finite,
     scale_and_zero_point,
     widen_to_zero,
 )
-from workers.quant.ranges import choose_range
 from workers.quant.slices import SliceLayout
 
 
@@ -32,6 +28,8 @@ class QuantizationParameters:
         range_min: ``[slices]``: lower end of the represented range, the type of ``scale``.
         range_max: ``[slices]``: upper end.
         name: The layer.
+        offset: What is added to the dequantized tensor, of its shape but for sizes of 1: one value per output channel
+            where means are corrected, ``None`` where they are not.
     """
 
     layout: SliceLayout
@@ -41,44 +39,24 @@ class QuantizationParameters:
     range_min: Tensor
     range_max: Tensor
     name: str
+    offset: Tensor | None = None
 
 
 @torch.no_grad()
-def quantization_parameters(
-    weight: Tensor, candidate: Candidate, *, output_channel_axis: int, group_axis: int, name: str
+def represent(
+    ranges: tuple[Tensor, Tensor], layout: SliceLayout, codes: CodeRange, *, dtype: torch.dtype, name: str
 ) -> QuantizationParameters:
-    """Choose the range of each slice, and the scale and zero point that represent it.
+    """Scales and zero points that represent given ranges.
 
     Args:
-        weight: Any shape, floating point, finite; half precision is searched and quantized in float32.
-        candidate: Bit-width and scheme.
-        output_channel_axis: Axis of the output channels.
-        group_axis: Axis along which groups are formed.
-        name: The layer, for messages.
-
-    Returns:
-        The parameters, on the device of ``weight``.
-
-    Raises:
-        ModelRefused: The weight holds NaN or infinities; names the layer.
-        RequestRefused: The weight is empty or not floating point, or an axis does not exist.
+        ranges: Lower and upper ends, each ``[slices]``, float32 or float64.
+        layout: How the tensor is cut.
+        codes: The integer codes.
+        dtype: Of the tensor: its largest number bounds the scales.
+        name: The layer.
     """
-    layout = SliceLayout.of(
-        weight.shape,
-        candidate.scheme.granularity,
-        output_channel_axis=output_channel_axis,
-        group_axis=group_axis,
-    )
-    codes = CodeRange.of_candidate(candidate)
-    values = weight.to(compute_dtype(weight.dtype))
-    require_finite(values, name)
-    ranges = [choose_range(block, candidate) for block in layout.blocks(values)]
-    range_min = layout.join([low for low, _ in ranges])
-    range_max = layout.join([high for _, high in ranges])
-    scale, zero_point = scale_and_zero_point(
-        range_min, range_max, codes, largest=torch.finfo(weight.dtype).max
-    )
-    range_min, range_max = _represented(range_min, range_max, scale, codes)
+    scale, zero_point = scale_and_zero_point(*ranges, codes, largest=torch.finfo(dtype).max)
+    range_min, range_max = _represented(*ranges, scale, codes)
     return QuantizationParameters(
         layout=layout,
         codes=codes,
@@ -103,7 +81,7 @@ def apply(weight: Tensor, parameters: QuantizationParameters) -> Tensor:
 
     Args:
         weight: Of the shape the parameters were made for; finite.
-        parameters: From `quantization_parameters`.
+        parameters: Of the tensor.
 
     Returns:
         Same shape and type, contiguous, new storage, no gradient; equals `dequantize_codes` of `quantize_codes`.
@@ -116,32 +94,7 @@ def apply(weight: Tensor, parameters: QuantizationParameters) -> Tensor:
             parameters.layout.blocks(values), scales, zero_points, strict=True
         )
     ]
-    return parameters.layout.restore(blocks).to(weight.dtype)
-
-
-def fake_quantize(
-    weight: Tensor, candidate: Candidate, *, output_channel_axis: int, group_axis: int, name: str
-) -> Tensor:
-    """Quantize and dequantize a weight: what it becomes under a candidate.
-
-    Args:
-        weight: Any shape, floating point, finite.
-        candidate: Bit-width and scheme.
-        output_channel_axis: Axis of the output channels.
-        group_axis: Axis along which groups are formed.
-        name: The layer, for messages.
-
-    Returns:
-        Same shape and type, contiguous, new storage, no gradient.
-
-    Raises:
-        ModelRefused: The weight holds NaN or infinities; names the layer.
-        RequestRefused: The weight is empty or not floating point, or an axis does not exist.
-    """
-    parameters = quantization_parameters(
-        weight, candidate, output_channel_axis=output_channel_axis, group_axis=group_axis, name=name
-    )
-    return apply(weight, parameters)
+    return _offset(parameters.layout.restore(blocks), parameters).to(weight.dtype)
 
 
 @torch.no_grad()
@@ -150,7 +103,7 @@ def quantize_codes(weight: Tensor, parameters: QuantizationParameters) -> Tensor
 
     Args:
         weight: Of the shape the parameters were made for; finite.
-        parameters: From `quantization_parameters`.
+        parameters: Of the tensor.
 
     Returns:
         Codes of the same shape, in ``parameters.codes.dtype``.
@@ -182,7 +135,11 @@ def dequantize_codes(codes: Tensor, parameters: QuantizationParameters) -> Tenso
         dequantize(block, scale, zero_point)
         for block, scale, zero_point in zip(parameters.layout.blocks(codes), scales, zero_points, strict=True)
     ]
-    return parameters.layout.restore(blocks)
+    return _offset(parameters.layout.restore(blocks), parameters)
+
+
+def _offset(values: Tensor, parameters: QuantizationParameters) -> Tensor:
+    return values if parameters.offset is None else values.add_(parameters.offset)
 
 
 def _per_block(parameters: QuantizationParameters) -> tuple[list[Tensor], list[Tensor]]:

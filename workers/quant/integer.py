@@ -12,7 +12,8 @@ from torch import Tensor
 from workers.contracts import Candidate, PerChannel, PerTensor
 from workers.errors import RequestRefused
 from workers.quant.affine import CodeRange
-from workers.quant.fake_quantize import quantization_parameters, quantize_codes
+from workers.quant.fake_quantize import quantize_codes
+from workers.quant.quantizer import quantization_parameters
 
 ACCUMULATOR_LIMIT = 2**31
 
@@ -72,8 +73,16 @@ class QuantizedMatrix:
 
         Raises:
             ModelRefused: NaN or infinite values; names the layer.
-            RequestRefused: More than 8 bits, or scales per group (they lie along the inner dimension).
+            RequestRefused: More than 8 bits, scales per group (they lie along the inner dimension), or a scheme with
+                corrected means, input statistics or compensated rounding.
         """
+        if candidate.scheme.corrected or candidate.scheme.needs_inputs:
+            raise RequestRefused(
+                f"the integer product of {name!r} takes plain scales and zero points",
+                "scheme",
+                str(candidate.scheme),
+                "a scheme without corrected, weighted-mse and gptq",
+            )
         granularity = candidate.scheme.granularity
         if not isinstance(granularity, PerTensor | PerChannel):
             raise RequestRefused(

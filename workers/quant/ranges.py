@@ -4,35 +4,98 @@ All functions take rows ``[slices, values]`` and give one range per row, vectori
 `clipping_mse` and `clipping_kl`.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from workers.contracts import Candidate, RangeMethod
 from workers.errors import RequestRefused
 from workers.quant.affine import CodeRange
-from workers.quant.clipping_kl import kl_range
+from workers.quant.clipping_kl import Histograms
 from workers.quant.clipping_mse import mse_range
 
 
-def choose_range(rows: Tensor, candidate: Candidate) -> tuple[Tensor, Tensor]:
+class RangeChooser:
+    """Ranges of the same rows for one candidate after another; what bit-widths share is computed once.
+
+    Args:
+        rows: ``[slices, values]``, float32 or float64, finite.
+        importance: How much the squared error of each value counts, same shape, not negative; needed for ranges of
+            least weighted error only.
+    """
+
+    def __init__(self, rows: Tensor, importance: Tensor | None = None) -> None:
+        self.rows = rows
+        self.importance = importance
+
+    def range(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
+        """The range of each row by the candidate's method.
+
+        Returns:
+            ``(range_min, range_max)``, each ``[slices]``, of the type of the rows; not yet widened to contain 0.
+
+        Raises:
+            RequestRefused: The method needs the values' importance.
+        """
+        codes = CodeRange.of_candidate(candidate)
+        match candidate.scheme.range_method:
+            case RangeMethod.MINMAX:
+                return self._minmax
+            case RangeMethod.PERCENTILE:
+                return percentile_of_ordered(self._ordered, candidate.scheme.percentile)
+            case RangeMethod.KL:
+                return self._histograms.range(codes)
+            case RangeMethod.MSE:
+                return mse_range(self.rows, codes)
+            case RangeMethod.L3:
+                return mse_range(self.rows, codes, exponent=3)
+            case RangeMethod.WEIGHTED_MSE:
+                if self.importance is None:
+                    raise needs_inputs(candidate)
+                return mse_range(self.rows, codes, self.importance)
+
+    @cached_property
+    def _minmax(self) -> tuple[Tensor, Tensor]:
+        return minmax_range(self.rows)
+
+    @cached_property
+    def _ordered(self) -> Tensor:
+        return self.rows.sort(dim=1).values
+
+    @cached_property
+    def _histograms(self) -> Histograms:
+        return Histograms(self.rows)
+
+
+def needs_inputs(candidate: Candidate) -> RequestRefused:
+    """The refusal of a scheme whose input statistics are not there."""
+    return RequestRefused(
+        f"the scheme {str(candidate.scheme)!r} needs the second moments of the inputs, and there are none",
+        "scheme",
+        str(candidate.scheme),
+        "a scheme without weighted-mse and gptq, or calibration data",
+    )
+
+
+def choose_range(
+    rows: Tensor, candidate: Candidate, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The range of each row by the candidate's method.
 
     Args:
         rows: ``[slices, values]``, float32 or float64, finite.
         candidate: Bit-width and scheme.
+        importance: How much the squared error of each value counts, same shape, not negative; needed for ranges of
+            least weighted error only.
 
     Returns:
         ``(range_min, range_max)``, each ``[slices]``, of the type of ``rows``; not yet widened to contain 0.
+
+    Raises:
+        RequestRefused: The method needs the values' importance.
     """
-    match candidate.scheme.range_method:
-        case RangeMethod.MINMAX:
-            return minmax_range(rows)
-        case RangeMethod.PERCENTILE:
-            return percentile_range(rows, candidate.scheme.percentile)
-        case RangeMethod.KL:
-            return kl_range(rows, CodeRange.of_candidate(candidate))
-        case RangeMethod.MSE:
-            return mse_range(rows, CodeRange.of_candidate(candidate))
+    return RangeChooser(rows, importance).range(candidate)
 
 
 def minmax_range(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,12 +124,16 @@ def percentile_range(rows: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
     Raises:
         RequestRefused: ``percentile`` is outside (0, 50).
     """
+    # torch.quantile refuses more than 2^24 values; a sort has no such limit.
+    return percentile_of_ordered(rows.sort(dim=1).values, percentile)
+
+
+def percentile_of_ordered(ordered: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
+    """`percentile_range` of rows whose values ascend."""
     if not 0 < percentile < 50:
         raise RequestRefused(
             f"percentile {percentile} is out of range", "percentile", percentile, "0 < a < 50 (percent)"
         )
-    # torch.quantile refuses more than 2^24 values; a sort has no such limit.
-    ordered = rows.sort(dim=1).values
     return _at_share(ordered, percentile / 100), _at_share(ordered, 1 - percentile / 100)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from workers.contracts import Candidate
+from workers.quant.correction import CORRECTION_BITS
 from workers.quant.slices import SliceLayout
 
 SCALE_BITS = 32
@@ -13,9 +14,11 @@ SCALE_BITS = 32
 def storage_bits(
     shape: Sequence[int], candidate: Candidate, *, output_channel_axis: int, group_axis: int
 ) -> int:
-    """Bits that a weight takes, packed without gaps, with its scales and zero points.
+    """Bits that a weight takes, packed without gaps, with its scales, zero points and corrections.
 
-    ``weights * bits + slices * (32 + bits)`` for asymmetric candidates; symmetric ones store no zero point.
+    ``weights * bits + slices * (32 + bits)`` for asymmetric candidates; symmetric ones store no zero point. A short last
+    group has a scale like any other. Corrected means take 16 bits for each output channel. Ranges and rounding leave
+    no trace in storage.
 
     Args:
         shape: Of the weight.
@@ -33,4 +36,5 @@ def storage_bits(
         shape, candidate.scheme.granularity, output_channel_axis=output_channel_axis, group_axis=group_axis
     )
     per_slice = SCALE_BITS + (0 if candidate.scheme.symmetric else candidate.bits)
-    return math.prod(layout.shape) * candidate.bits + layout.slices * per_slice
+    corrections = layout.shape[output_channel_axis] * CORRECTION_BITS if candidate.scheme.corrected else 0
+    return math.prod(layout.shape) * candidate.bits + layout.slices * per_slice + corrections

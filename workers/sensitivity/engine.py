@@ -1,6 +1,5 @@
 """Measuring sensitivities: what each candidate of each unit costs, everything else float."""
 
-import time
 from collections.abc import Iterator
 
 from workers.contracts import Candidate, Entry, MeasureRequest
@@ -8,13 +7,14 @@ from workers.graph.units import Unit
 from workers.quant import storage_bits
 from workers.sensitivity.exact import exact_costs
 from workers.sensitivity.session import keep_prefixes, load_model, prepare, take_prefixes
-from workers.sensitivity.statistics import summarize
+from workers.sensitivity.stacking import Stacking
+from workers.sensitivity.statistics import moments, require_samples
 
 
 def measure(request: MeasureRequest) -> Iterator[Entry]:
     """Measure entries exactly, one after the other.
 
-    Each entry is finished when it is yielded, over all samples, so that the caller can store it and go on
+    Each entry is finished when it is yielded, over all samples (of the request's block), so that the caller can store it and go on
     later with what is missing. Costs are equal bit for bit whatever else is measured in the same run, and to
     the plain loop's (`workers.sensitivity.naive`). Closing the generator early is fine.
 
@@ -32,16 +32,16 @@ def measure(request: MeasureRequest) -> Iterator[Entry]:
         MeasurementFailed: The float model's outputs are not finite, or an operator failed.
         OSError: A file cannot be read.
     """
-    started = time.perf_counter()
-    table = load_model(request.model_path, request.device).table
+    table = load_model(request.model_path, request.device, request.output).table
     units = {name: table.unit(name) for name, _ in request.wanted}
     setup = prepare(request)
     prefixes = take_prefixes(request, setup)
-    for (name, candidate), costs in zip(
-        request.wanted, exact_costs(setup, request.wanted, prefixes), strict=True
-    ):
-        measured = summarize(costs)
-        finished = time.perf_counter()
+    stacking = Stacking(setup.program, setup.batches, memory_bytes=request.memory_bytes)
+    found = exact_costs(setup, request.wanted, prefixes, stacking)
+    for (name, candidate), measurement in zip(request.wanted, found, strict=True):
+        measured = moments(measurement.costs.numpy())
+        if request.block is None:
+            require_samples(measured)
         size, storage = sizes(units[name], candidate)
         yield Entry(
             unit=name,
@@ -53,9 +53,11 @@ def measure(request: MeasureRequest) -> Iterator[Entry]:
             mean=measured.mean,
             standard_error=measured.standard_error,
             samples=measured.samples,
-            seconds=finished - started,
+            seconds=measurement.seconds,
+            squares=measured.squares,
+            block=request.block,
+            sketch=measurement.sketch,
         )
-        started = time.perf_counter()
     keep_prefixes(request, prefixes)
 
 

@@ -1,23 +1,28 @@
 """Exact costs by prefix reuse: only what follows a unit's first use is run again.
 
 Units in the outer loop, candidates in the next, batches in the innermost, so that entries are finished (and
-can be stored) one after the other. Steps, their order and their inputs are those of the naive loop; results
-are the same bit for bit.
+can be stored) one after the other. Where a batch's prefix has to be computed again, or candidates may share a
+pass, all candidates of a unit are run on a batch before the next. Steps, their order and their inputs are those of
+the naive loop; results are the same bit for bit (for shared passes that is tested: `Stacking`).
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from workers.contracts import Candidate
-from workers.graph.program import NO_OVERRIDE, Override, Program
+from workers.graph.program import NO_OVERRIDE, Environment, Override, Program
 from workers.graph.units import UnitTable
-from workers.quant import fake_quantize
+from workers.quant import InputMoments, fake_quantize
+from workers.sensitivity.activations import ActivationRanges, quantized_operands
 from workers.sensitivity.batches import Batches
 from workers.sensitivity.prefixes import Prefixes
 from workers.sensitivity.reference import Reference, first_output
+from workers.sensitivity.stacking import Stacking
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,24 +34,36 @@ class Setup:
         table: Its units.
         batches: The samples.
         reference: The float model's outputs for them.
+        activations: Ranges of the units' inputs; ``None`` where no candidate quantizes them.
+        moments: Second moments of the units' inputs, by unit name; ``None`` where no scheme needs them.
     """
 
     program: Program
     table: UnitTable
     batches: Batches
     reference: Reference
+    activations: ActivationRanges | None = None
+    moments: Mapping[str, InputMoments] | None = None
 
 
-def quantized(program: Program, table: UnitTable, choices: Sequence[tuple[str, Candidate]]) -> Override:
-    """The override that quantizes units.
+def quantized(
+    program: Program,
+    table: UnitTable,
+    choices: Sequence[tuple[str, Candidate]],
+    activations: ActivationRanges | None = None,
+    moments: Mapping[str, InputMoments] | None = None,
+) -> Override:
+    """The override that quantizes units: their weights, and their inputs where candidates say so.
 
     Args:
         program: The model.
         table: Its units.
         choices: Unit names and candidates.
+        activations: Observed ranges; needed for candidates with activation bits.
+        moments: Of the units' inputs, by unit name; needed for schemes that use them.
 
     Raises:
-        RequestRefused: There is no such unit.
+        RequestRefused: There is no such unit, its activations cannot be quantized, or the scheme does not suit it.
         ModelRefused: A weight is not finite.
     """
     changes: dict[torch.fx.Node, Tensor] = {}
@@ -58,36 +75,117 @@ def quantized(program: Program, table: UnitTable, choices: Sequence[tuple[str, C
             output_channel_axis=unit.info.output_channel_axis,
             group_axis=unit.info.group_axis,
             name=unit.info.name,
+            inputs=None if moments is None else moments.get(unit.info.name),
         )
         changes |= unit.changes(weight)
-    return program.override(changes)
+    return program.override(changes, quantized_operands(table, choices, activations))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measurement:
+    """What was measured of one entry.
+
+    Args:
+        costs: ``[samples]``, float64: see `Reference.costs`.
+        sketch: See `Reference.finished`; ``None`` if it was not asked for.
+        seconds: Wall-clock time; of candidates measured together their part of it.
+    """
+
+    costs: Tensor
+    sketch: bytes | None
+    seconds: float
 
 
 def exact_costs(
-    setup: Setup, wanted: Sequence[tuple[str, Candidate]], prefixes: Prefixes
-) -> Iterator[Tensor]:
-    """Costs of entries, one at a time.
+    setup: Setup,
+    wanted: Sequence[tuple[str, Candidate]],
+    prefixes: Prefixes,
+    stacking: Stacking | None = None,
+) -> Iterator[Measurement]:
+    """Costs of entries, one unit after the other.
 
     Args:
         setup: What to work on.
         wanted: Unit names and candidates, in the order to measure them; execution order is cheapest.
         prefixes: Of the same program and batches, at whatever cut; moved along.
+        stacking: Of the same program and batches; ``None``: candidates are never run in one pass.
 
     Yields:
-        Per entry ``[samples]``, float64: see `Reference.costs`.
+        One measurement per entry.
     """
-    for name, candidate in wanted:
+    for name, entries in groupby(wanted, key=lambda entry: entry[0]):
+        started = time.perf_counter()
         prefixes.move_to(setup.table.unit(name).first_step)
-        override = quantized(setup.program, setup.table, [(name, candidate)])
-        yield torch.cat(
-            [_suffix_costs(setup, prefixes, batch, override) for batch in range(len(setup.batches))]
+        trial = stacking if stacking is not None and stacking.wants_trial() else None
+        candidates = list(entries)
+        # Several at a time cost memory for their weights, and delay what is finished: only where that saves time.
+        together = len(candidates) if trial is not None or not prefixes.complete else 1
+        for start in range(0, len(candidates), together):
+            unit = _UnitRun(setup, prefixes, candidates[start : start + together])
+            found = unit.measure(trial)
+            seconds = (time.perf_counter() - started) / len(found)
+            for costs, sketch in found:
+                yield Measurement(costs=costs, sketch=sketch, seconds=seconds)
+            started = time.perf_counter()
+
+
+class _UnitRun:
+    """Some candidates of one unit, batch by batch."""
+
+    def __init__(self, setup: Setup, prefixes: Prefixes, entries: Sequence[tuple[str, Candidate]]) -> None:
+        self._setup = setup
+        self._prefixes = prefixes
+        self._overrides = [
+            quantized(setup.program, setup.table, [entry], setup.activations, setup.moments)
+            for entry in entries
+        ]
+        projection = setup.reference.projection
+        self._sketches = [None if projection is None else projection.start() for _ in entries]
+        self._costs: list[list[Tensor]] = [[] for _ in entries]
+
+    def measure(self, stacking: Stacking | None) -> list[tuple[Tensor, bytes | None]]:
+        """Costs and sketches, per candidate."""
+        worth = False
+        if any(override.operands for override in self._overrides):
+            stacking = None  # stacked samples share their operands
+        for batch in range(len(self._setup.batches)):
+            environment = self._prefixes.environment(batch)
+            if stacking is not None and batch == 0 and len(self._overrides) > 1:
+                worth = self._try_out(stacking, environment)
+            elif stacking is not None and worth and stacking.fits(batch):
+                outputs = stacking.run(dict(environment), batch, self._prefixes.cut, self._overrides)
+                for candidate, output in enumerate(outputs):
+                    self._take(candidate, batch, environment, output)
+            else:
+                for candidate, override in enumerate(self._overrides):
+                    self._take(candidate, batch, environment, self._finish(environment, batch, override))
+        finished = self._setup.reference.finished
+        return [
+            (torch.cat(costs), None if sketch is None else finished(sketch))
+            for costs, sketch in zip(self._costs, self._sketches, strict=True)
+        ]
+
+    def _try_out(self, stacking: Stacking, environment: Environment) -> bool:
+        """The first batch, plainly and stacked; whether to stack the others."""
+        started = stacking.clock()
+        outputs = [self._finish(environment, 0, override) for override in self._overrides]
+        seconds = stacking.clock() - started
+        for candidate, output in enumerate(outputs):
+            self._take(candidate, 0, environment, output)
+        return stacking.try_out(dict(environment), self._prefixes.cut, self._overrides, outputs, seconds)
+
+    def _finish(self, environment: Environment, batch: int, override: Override) -> Tensor:
+        """The first output from an environment at the cut, which is kept."""
+        program = self._setup.program
+        values = dict(environment)
+        program.advance(values, self._prefixes.cut, len(program), override)
+        return first_output(program.outputs(values, override), self._setup.batches, batch)
+
+    def _take(self, candidate: int, batch: int, environment: Environment, output: Tensor) -> None:
+        costs = self._setup.reference.costs(
+            batch,
+            output,
+            lambda: self._finish(environment, batch, NO_OVERRIDE),
+            self._sketches[candidate],
         )
-
-
-def _suffix_costs(setup: Setup, prefixes: Prefixes, batch: int, override: Override) -> Tensor:
-    def finish(override: Override) -> Tensor:
-        environment = prefixes.environment(batch)
-        setup.program.advance(environment, prefixes.cut, len(setup.program), override)
-        return first_output(setup.program.outputs(environment, override), setup.batches, batch)
-
-    return setup.reference.costs(batch, finish(override), lambda: finish(NO_OVERRIDE))
+        self._costs[candidate].append(costs)

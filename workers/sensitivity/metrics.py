@@ -28,7 +28,7 @@ IGNORED_LABEL = -100
 _CHUNK_ELEMENTS = 1 << 21
 
 
-def kl(reference: Tensor, output: Tensor) -> Tensor:
+def kl(reference: Tensor, output: Tensor, counted: Tensor | None = None) -> Tensor:
     """KL divergence of the softmax of the float model's outputs from the quantized model's, in nats.
 
     ``mean over positions of sum_c p_c (log p_c - log q_c)``; 0 where ``p_c`` is 0 (MATH.md section 6).
@@ -36,6 +36,7 @@ def kl(reference: Tensor, output: Tensor) -> Tensor:
     Args:
         reference: ``[n, ..., C]``, outputs of the float model, any floating type.
         output: The same shape, outputs of the quantized model.
+        counted: ``[n, ...]``, boolean: positions that count; ``None``: all.
 
     Returns:
         ``[n]``, float64, in ``[0, COST_LIMIT]``.
@@ -47,15 +48,16 @@ def kl(reference: Tensor, output: Tensor) -> Tensor:
         p = log_p.exp()
         return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
 
-    return _saturated(_per_sample(reference, divergence)).clamp_min(0.0)
+    return _saturated(_per_sample(reference, divergence, counted)).clamp_min(0.0)
 
 
-def squared_error(reference: Tensor, output: Tensor) -> Tensor:
+def squared_error(reference: Tensor, output: Tensor, counted: Tensor | None = None) -> Tensor:
     """Mean squared error of the outputs.
 
     Args:
         reference: ``[n, ...]``, outputs of the float model.
         output: The same shape, outputs of the quantized model.
+        counted: ``[n, ...]``, boolean: positions that count; ``None``: all.
 
     Returns:
         ``[n]``, float64; may be infinite or NaN.
@@ -64,7 +66,7 @@ def squared_error(reference: Tensor, output: Tensor) -> Tensor:
     def error(rows: slice) -> Tensor:
         return (_rows(output)[rows].double() - _rows(reference)[rows].double()).square().mean(-1)
 
-    return _per_sample(reference, error)
+    return _per_sample(reference, error, counted)
 
 
 def mse(squared_errors: Tensor, variance: float) -> Tensor:
@@ -80,13 +82,14 @@ def mse(squared_errors: Tensor, variance: float) -> Tensor:
     return _saturated(squared_errors / variance)
 
 
-def cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(output: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
     """Cross entropy against labels, averaged over a sample's labelled positions, in nats.
 
     Args:
         output: ``[n, ..., C]``.
         labels: ``[n, ...]``, integers in ``[0, C)`` or `IGNORED_LABEL`. For language models the label at a
             position is the next token: labels are compared position by position, never shifted.
+        counted: ``[n, ...]``, boolean: positions that count; ``None``: all.
 
     Returns:
         ``[n]``, float64; NaN for samples without a label, and where the outputs are not finite.
@@ -99,31 +102,33 @@ def cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
         picked = logits.gather(-1, wanted.clamp_min(0)[:, None])[:, 0]
         return torch.where(wanted == IGNORED_LABEL, 0.0, logits.logsumexp(-1) - picked)
 
-    return _per_sample(output, surprise, counted=flat != IGNORED_LABEL)
+    return _per_sample(output, surprise, _labelled(labels, counted))
 
 
-def loss_rise(reference: Tensor, output: Tensor, labels: Tensor) -> Tensor:
+def loss_rise(reference: Tensor, output: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
     """Rise of the cross entropy from the float model to the quantized one, paired per sample, in nats.
 
     Args:
         reference: ``[n, ..., C]``, outputs of the float model.
         output: The same shape, outputs of the quantized model.
         labels: As for `cross_entropy`.
+        counted: ``[n, ...]``, boolean: positions that count; ``None``: all.
 
     Returns:
         ``[n]``, float64, in ``[-COST_LIMIT, COST_LIMIT]``; NaN for samples without a label.
     """
-    rise = cross_entropy(output, labels) - cross_entropy(reference, labels)
-    unlabelled = (labels.reshape(len(labels), -1) == IGNORED_LABEL).all(-1)
+    rise = cross_entropy(output, labels, counted) - cross_entropy(reference, labels, counted)
+    unlabelled = ~_labelled(labels, counted).reshape(len(labels), -1).any(-1)
     return torch.where(unlabelled, torch.nan, _saturated(rise))
 
 
-def top1_agreement(reference: Tensor, output: Tensor) -> Tensor:
+def top1_agreement(reference: Tensor, output: Tensor, counted: Tensor | None = None) -> Tensor:
     """Share of a sample's positions at which both models have the same largest output.
 
     Args:
         reference: ``[n, ..., C]``, outputs of the float model.
         output: The same shape, outputs of the quantized model; NaN agrees with nothing.
+        counted: ``[n, ...]``, boolean: positions that count; ``None``: all.
 
     Returns:
         ``[n]``, float64, in ``[0, 1]``.
@@ -134,15 +139,16 @@ def top1_agreement(reference: Tensor, output: Tensor) -> Tensor:
         same = _rows(reference)[rows].argmax(-1) == ours.argmax(-1)
         return (same & ~ours.isnan().any(-1)).double()
 
-    return _per_sample(reference, agrees)
+    return _per_sample(reference, agrees, counted)
 
 
-def top1_accuracy(output: Tensor, labels: Tensor) -> Tensor:
+def top1_accuracy(output: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
     """Share of a sample's labelled positions at which the largest output is the label's.
 
     Args:
         output: ``[n, ..., C]``; NaN is never right.
         labels: As for `cross_entropy`.
+        counted: ``[n, ...]``, boolean: positions that count; ``None``: all.
 
     Returns:
         ``[n]``, float64, in ``[0, 1]``; NaN for samples without a label.
@@ -153,7 +159,7 @@ def top1_accuracy(output: Tensor, labels: Tensor) -> Tensor:
         logits = _rows(output)[rows]
         return ((logits.argmax(-1) == flat[rows]) & ~logits.isnan().any(-1)).double()
 
-    return _per_sample(output, right, counted=flat != IGNORED_LABEL)
+    return _per_sample(output, right, _labelled(labels, counted))
 
 
 def require_classes(output: Tensor, wanted: str) -> None:
@@ -196,13 +202,16 @@ def require_labels(output: Tensor, labels: Tensor) -> None:
         )
 
 
-def require_finite_outputs(output: Tensor, first_sample: int, *, distribution: bool) -> None:
+def require_finite_outputs(
+    output: Tensor, first_sample: int, *, distribution: bool, counted: Tensor | None = None
+) -> None:
     """Check the float model's outputs.
 
     Args:
         output: ``[n, ...]``.
         first_sample: Number of the first sample in the data, for the message.
         distribution: Minus infinity is allowed (an impossible class), as long as some class is possible.
+        counted: ``[n, ...]``, boolean: positions that count; ``None``: all.
 
     Raises:
         MeasurementFailed: A sample's outputs are not finite.
@@ -214,7 +223,7 @@ def require_finite_outputs(output: Tensor, first_sample: int, *, distribution: b
             return (~values.double().logsumexp(-1).isfinite()).double()
         return (~values.isfinite()).any(-1).double()
 
-    samples = _per_sample(output, bad).nonzero()
+    samples = _per_sample(output, bad, counted).nonzero()
     if len(samples):
         sample = first_sample + int(samples[0])
         raise MeasurementFailed(
@@ -223,6 +232,12 @@ def require_finite_outputs(output: Tensor, first_sample: int, *, distribution: b
             sample,
             "finite outputs",
         )
+
+
+def _labelled(labels: Tensor, counted: Tensor | None) -> Tensor:
+    """Positions that have a label and count."""
+    labelled = labels != IGNORED_LABEL
+    return labelled if counted is None else labelled & counted
 
 
 def _rows(output: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ def naive_costs(setup: Setup, wanted: Sequence[tuple[str, Candidate]]) -> Iterat
         Per entry ``[samples]``, float64: see `Reference.costs`.
     """
     for name, candidate in wanted:
-        override = quantized(setup.program, setup.table, [(name, candidate)])
+        override = quantized(
+            setup.program, setup.table, [(name, candidate)], setup.activations, setup.moments
+        )
         costs = []
         for batch in range(len(setup.batches)):
             inputs = setup.batches.inputs_of(batch)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from workers.graph.program import Environment, Program, resident_bytes
+from workers.graph.program import Environment, Program
+from workers.graph.residency import resident_bytes
 from workers.sensitivity.batches import Batches
 
 
@@ -55,12 +56,17 @@ class Prefixes:
             if expected is not None and not self._fits(checkpoint, expected):
                 continue  # equal batches have equal sizes: no need to try each
             environment = self._run_on(batch, checkpoint)
-            size = resident_bytes(environment, free=self._program.inputs)
+            size = resident_bytes(environment, free=self._batches.inputs)
             sizes[self._batches.kept(batch)] = size
             if self._fits(checkpoint, size):
                 self._used += size - checkpoint.size
                 self._checkpoints[batch] = _Checkpoint(cut, environment, size)
                 self.peak_bytes = max(self.peak_bytes, self._used)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the environments of all batches at the cut are kept."""
+        return all(checkpoint.cut == self.cut for checkpoint in self._checkpoints)
 
     def environment(self, batch: int) -> Environment:
         """A batch's environment at the cut, free to be run on."""

@@ -1,7 +1,8 @@
 """The float model's outputs, which every quantized model is compared with."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -10,8 +11,13 @@ from torch import Tensor
 from workers.contracts import Metric
 from workers.errors import MeasurementFailed, RequestRefused
 from workers.graph.program import Program
-from workers.sensitivity import metrics
+from workers.sampling import SketchForm, SketchRequest
+from workers.sensitivity import divergence, metrics
 from workers.sensitivity.batches import Batches
+from workers.sensitivity.sketches import Projection
+
+KEPT_OUTPUT_BYTES = 512 << 20
+"""Bound on the float model's outputs that are kept from plan to plan, for each of two data sets."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,15 +29,29 @@ class Reference:
         batches: The samples.
         outputs: Per batch ``[kept, ...]``, or ``None`` where it has to be computed again.
         variance: Of all elements of all outputs; 1 for metrics that do not need it.
+        sample_shape: Shape of the output for one sample.
+        device: Where outputs are.
+        projection: From output changes to sketches, if those were asked for.
     """
 
     metric: Metric
     batches: Batches
     outputs: tuple[Tensor | None, ...]
     variance: float
+    sample_shape: tuple[int, ...]
+    device: torch.device
+    projection: Projection | None = None
 
     @classmethod
-    def measure(cls, program: Program, batches: Batches, metric: Metric, *, memory_bytes: int) -> Self:
+    def measure(
+        cls,
+        program: Program,
+        batches: Batches,
+        metric: Metric,
+        *,
+        memory_bytes: int,
+        variance: float | None = None,
+    ) -> Self:
         """Run the float model over all batches.
 
         Args:
@@ -39,6 +59,7 @@ class Reference:
             batches: The samples.
             metric: What will be compared; decides what is checked.
             memory_bytes: Bound on the outputs kept; batches beyond it are computed again when needed.
+            variance: What ``mse`` is related to, if not the variance of these outputs.
 
         Raises:
             RequestRefused: The metric does not suit the outputs, or needs labels that the data does not have.
@@ -55,26 +76,53 @@ class Reference:
         for batch in range(len(batches)):
             output = first_output(program.run(batches.inputs_of(batch)), batches, batch)
             check(metric, output, batches, batch)
-            if metric is Metric.MSE:
-                spread.add(output)
+            if metric is Metric.MSE and variance is None:
+                spread.add(output, batches.counted_of(batch, output))
             room -= output.numel() * output.element_size()
             # A clone: the first output may be a view of something larger.
             outputs.append(output.clone() if room >= 0 else None)
-        variance = spread.variance() if metric is Metric.MSE else 1.0
-        return cls(metric=metric, batches=batches, outputs=tuple(outputs), variance=variance)
+        if variance is None:
+            variance = spread.variance() if metric is Metric.MSE else 1.0
+        return cls(
+            metric=metric,
+            batches=batches,
+            outputs=tuple(outputs),
+            variance=variance,
+            sample_shape=tuple(output.shape[1:]),
+            device=output.device,
+        )
+
+    def with_sketches(self, sketch: SketchRequest, seed: int) -> Self:
+        """The same, to compare outputs and to keep their changes.
+
+        Args:
+            sketch: What is kept.
+            seed: Draws the signs, together with the samples' numbers.
+        """
+        projection = Projection.of(
+            sketch,
+            rows=len(self.batches.samples) * self._positions,
+            classes=self.sample_shape[-1] if self.sample_shape else 1,
+            seed=(seed, *self.batches.samples.tolist()),
+            device=self.device,
+        )
+        return replace(self, projection=projection)
 
     @property
     def kept_bytes(self) -> int:
         """Memory that the outputs take."""
         return sum(output.numel() * output.element_size() for output in self.outputs if output is not None)
 
-    def costs(self, batch: int, output: Tensor, recompute: Callable[[], Tensor]) -> Tensor:
+    def costs(
+        self, batch: int, output: Tensor, recompute: Callable[[], Tensor], sketch: Tensor | None = None
+    ) -> Tensor:
         """Costs of a batch's samples.
 
         Args:
             batch: Which batch.
             output: ``[kept, ...]``, from `first_output` of the quantized model.
             recompute: Gives the float model's outputs where they were not kept.
+            sketch: From the projection's `start`; the batch's output change is added to it.
 
         Returns:
             ``[kept]``, float64, on the CPU; NaN for samples that have no label where the metric needs one.
@@ -82,8 +130,65 @@ class Reference:
         reference = self.outputs[batch]
         if reference is None:
             reference = recompute()
+        take = None if sketch is None else self._adding(sketch, batch)
         labels = self.batches.labels_of(batch) if self.metric is Metric.LOSS else None
-        return sample_costs(self.metric, reference, output, labels, self.variance)
+        return self._compared(reference, output, labels, take, counted=self.batches.counted_of(batch, output))
+
+    def finished(self, sketch: Tensor) -> bytes | None:
+        """A sketch to which all batches were added, as it is stored; ``None`` if it is not finite."""
+        assert self.projection is not None
+        rows = self.projection.rows
+        if self.metric is Metric.MSE:
+            scaled = sketch.double() / (rows * self.projection.classes * self.variance) ** 0.5
+        else:
+            scaled = sketch.double() / rows**0.5
+        values = scaled.flatten().float().cpu()
+        return values.numpy().astype("<f4").tobytes() if bool(values.isfinite().all()) else None
+
+    @property
+    def _positions(self) -> int:
+        """Rows per sample."""
+        return math.prod(self.sample_shape[:-1])
+
+    def _adding(self, sketch: Tensor, batch: int) -> divergence.TakeRows:
+        projection = self.projection
+        assert projection is not None
+        offset = batch * self.batches.size * self._positions
+        return lambda first, change: projection.add(sketch, offset + first, change)
+
+    @torch.inference_mode()
+    def _compared(
+        self,
+        reference: Tensor,
+        output: Tensor,
+        labels: Tensor | None,
+        take: divergence.TakeRows | None,
+        *,
+        counted: Tensor | None,
+    ) -> Tensor:
+        form = SketchForm.HELLINGER if self.projection is None else self.projection.request.form
+        if self.metric is Metric.KL:
+            return divergence.kl(reference, output, counted=counted, form=form, take=take).cpu()
+        if take is not None and self.metric is Metric.MSE:
+            divergence.differences(reference, output, take, counted)
+        elif take is not None:
+            divergence.kl(reference, output, counted=counted, form=form, take=take)
+        return sample_costs(self.metric, reference, output, labels, self.variance, counted=counted)
+
+
+def output_variance(program: Program, batches: Batches) -> float:
+    """Variance of the float model's first outputs, all elements of all samples alike.
+
+    Raises:
+        MeasurementFailed: Outputs are not finite, or all the same.
+        RequestRefused: The first output is not one row of numbers per sample.
+    """
+    spread = Spread()
+    for batch in range(len(batches)):
+        output = first_output(program.run(batches.inputs_of(batch)), batches, batch)
+        check(Metric.MSE, output, batches, batch)
+        spread.add(output, batches.counted_of(batch, output))
+    return spread.variance()
 
 
 class Spread:
@@ -94,9 +199,9 @@ class Spread:
         self._mean = 0.0
         self._squares = 0.0
 
-    def add(self, values: Tensor) -> None:
-        """Take in the elements of a tensor."""
-        flat = values.double().flatten()
+    def add(self, values: Tensor, counted: Tensor | None = None) -> None:
+        """Take in the elements of a tensor ``[n, positions..., C]``, those of the positions that count."""
+        flat = (values if counted is None else values[counted]).double().flatten()
         count, mean = flat.numel(), float(flat.mean())
         difference, total = mean - self._mean, self._count + count
         self._squares += float((flat - mean).square().sum()) + difference**2 * self._count * count / total
@@ -120,16 +225,22 @@ class Spread:
 
 
 @torch.inference_mode()
-def sample_costs(
-    metric: Metric, reference: Tensor, output: Tensor, labels: Tensor | None, variance: float
+def sample_costs(  # noqa: PLR0913 - what a cost is made of
+    metric: Metric,
+    reference: Tensor,
+    output: Tensor,
+    labels: Tensor | None,
+    variance: float,
+    *,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Costs per sample, ``[n]``, float64, on the CPU: see `workers.sensitivity.metrics`."""
     if metric is Metric.KL:
-        return metrics.kl(reference, output).cpu()
+        return divergence.kl(reference, output, counted=counted).cpu()
     if metric is Metric.MSE:
-        return metrics.mse(metrics.squared_error(reference, output), variance).cpu()
+        return metrics.mse(metrics.squared_error(reference, output, counted), variance).cpu()
     assert labels is not None
-    return metrics.loss_rise(reference, output, labels.to(output.device)).cpu()
+    return metrics.loss_rise(reference, output, labels.to(output.device), counted).cpu()
 
 
 @torch.inference_mode()
@@ -144,7 +255,8 @@ def check(metric: Metric, output: Tensor, batches: Batches, batch: int) -> None:
     if metric is not Metric.MSE:
         metrics.require_classes(output, metric.value)
     first = int(batches.samples[batch * batches.size])
-    metrics.require_finite_outputs(output, first, distribution=metric is not Metric.MSE)
+    counted = batches.counted_of(batch, output)
+    metrics.require_finite_outputs(output, first, distribution=metric is not Metric.MSE, counted=counted)
     labels = batches.labels_of(batch)
     if metric is Metric.LOSS and labels is not None:
         metrics.require_labels(output, labels)
@@ -169,3 +281,28 @@ def first_output(outputs: tuple[Any, ...], batches: Batches, batch: int) -> Tens
             "a floating-point tensor whose axis 0 is the samples' axis",
         )
     return output[: batches.kept(batch)]
+
+
+@dataclass(kw_only=True, eq=False)
+class FloatOutputs:
+    """The float model's first outputs for a data set, batch by batch, kept for the next plan as far as memory allows.
+
+    Args:
+        program: The model.
+        batches: The samples.
+    """
+
+    program: Program
+    batches: Batches
+    _kept: dict[int, Tensor] = field(default_factory=dict)
+    _room: int = KEPT_OUTPUT_BYTES
+
+    def of(self, batch: int) -> Tensor:
+        """A batch's outputs, fillers dropped."""
+        if batch in self._kept:
+            return self._kept[batch]
+        output = first_output(self.program.run(self.batches.inputs_of(batch)), self.batches, batch)
+        self._room -= output.numel() * output.element_size()
+        if self._room >= 0:
+            self._kept[batch] = output.clone()  # the first output may be a view of something larger
+        return output

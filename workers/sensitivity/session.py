@@ -6,25 +6,31 @@ and time of change. Everything is bounded: few models and data sets, one referen
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 
-from workers.contracts import MeasureRequest, Metric, PlanRequest
+from workers.contracts import Candidate, MeasureRequest, Metric, Observation, PlanRequest
 from workers.errors import RequestRefused
 from workers.graph.allocator import keep_freed_memory
 from workers.graph.model import GraphModel
+from workers.graph.outputs import choose_output
+from workers.graph.precision import in_float32
 from workers.graph.program import Program
 from workers.graph.units import UnitTable, find_units
 from workers.intake.dataset import Dataset, read_dataset
-from workers.intake.pt2 import read_model
+from workers.intake.models import read_model
+from workers.quant import InputMoments
+from workers.sensitivity.activations import ActivationRanges, observe, quantize_activations
 from workers.sensitivity.batches import Batches, Selection
+from workers.sensitivity.batching import batch_size_for
 from workers.sensitivity.exact import Setup
+from workers.sensitivity.moments import collect_moments
 from workers.sensitivity.prefixes import Prefixes
-from workers.sensitivity.reference import Reference
+from workers.sensitivity.reference import FloatOutputs, Reference, output_variance
 
 T = TypeVar("T")
 
@@ -87,6 +93,10 @@ class LoadedModel:
 class _Caches:
     models: RecentlyUsed[LoadedModel] = field(default_factory=lambda: RecentlyUsed(2))
     datasets: RecentlyUsed[Dataset] = field(default_factory=lambda: RecentlyUsed(3))
+    variances: RecentlyUsed[float] = field(default_factory=lambda: RecentlyUsed(8))
+    activations: RecentlyUsed[ActivationRanges] = field(default_factory=lambda: RecentlyUsed(2))
+    outputs: RecentlyUsed[FloatOutputs] = field(default_factory=lambda: RecentlyUsed(2))
+    moments: RecentlyUsed[dict[str, InputMoments]] = field(default_factory=lambda: RecentlyUsed(1))
     setups: RecentlyUsed[Setup] = field(default_factory=lambda: RecentlyUsed(1))
     prefixes: RecentlyUsed[Prefixes] = field(default_factory=lambda: RecentlyUsed(1))
 
@@ -94,8 +104,8 @@ class _Caches:
 _CACHES = _Caches()
 
 
-def load_model(path: str, device: str) -> LoadedModel:
-    """A model file, ready to run on a device (``"auto"``: CUDA when there).
+def load_model(path: str, device: str, output: str | None = None) -> LoadedModel:
+    """A model file, ready to run on a device (``"auto"``: CUDA when there), with the output to compare put first.
 
     Raises:
         ModelRefused: The file breaks a rule of the reader.
@@ -107,10 +117,10 @@ def load_model(path: str, device: str) -> LoadedModel:
         keep_freed_memory()
 
     def load() -> LoadedModel:
-        model = read_model(Path(path))
+        model = choose_output(in_float32(read_model(Path(path))), output)
         return LoadedModel(model=model, program=Program(model, where), table=find_units(model))
 
-    return _CACHES.models.get((_identity(path), str(where)), load)
+    return _CACHES.models.get((_identity(path), str(where), output), load)
 
 
 def load_batches(path: str, loaded: LoadedModel, selection: Selection) -> Batches:
@@ -123,25 +133,139 @@ def load_batches(path: str, loaded: LoadedModel, selection: Selection) -> Batche
     """
     inputs = loaded.model.inputs
     dataset = _CACHES.datasets.get((_identity(path), inputs), lambda: read_dataset(Path(path), inputs))
+    tensors = [dataset.inputs[info.name] for info in inputs]
     return Batches.of(
-        [dataset.inputs[info.name] for info in inputs],
+        tensors,
         dataset.labels,
         selection,
         fixed_batch=loaded.model.batch_size,
+        usual_batch=batch_size_for(loaded.model, tensors),
+        mask=dataset.mask,
+    )
+
+
+def load_activations(
+    request: MeasureRequest | PlanRequest, loaded: LoadedModel, observation: Observation
+) -> ActivationRanges:
+    """The ranges of a model's activations, observed once and kept.
+
+    Args:
+        request: Names the model, the device, and the samples per pass.
+        loaded: The model.
+        observation: The samples.
+
+    Raises:
+        WorkerError: See `load_batches` and `workers.sensitivity.activations.observe`.
+        OSError: The file cannot be read.
+    """
+    selection = _observed(request, observation)
+
+    def run() -> ActivationRanges:
+        return observe(loaded.program, loaded.table, load_batches(observation.path, loaded, selection))
+
+    key = (
+        _identity(request.model_path),
+        _identity(observation.path),
+        selection,
+        str(resolve_device(request.device)),
+    )
+    return _CACHES.activations.get(key, run)
+
+
+def load_float_outputs(request: PlanRequest, loaded: LoadedModel) -> FloatOutputs:
+    """The float model's outputs for the data that a plan is measured on.
+
+    Raises:
+        WorkerError: See `load_batches`.
+        OSError: The file cannot be read.
+    """
+    selection = selection_of(request)
+    key = (
+        _identity(request.model_path),
+        _identity(request.data_path),
+        selection,
+        request.output,
+        str(resolve_device(request.device)),
+    )
+    return _CACHES.outputs.get(
+        key,
+        lambda: FloatOutputs(
+            program=loaded.program, batches=load_batches(request.data_path, loaded, selection)
+        ),
+    )
+
+
+def load_moments(
+    request: MeasureRequest | PlanRequest,
+    loaded: LoadedModel,
+    observation: Observation,
+    choices: Iterable[tuple[str, Candidate]],
+) -> dict[str, InputMoments] | None:
+    """The second moments that the schemes of some candidates need, collected once and kept.
+
+    Args:
+        request: Names the model, the device, and the samples per pass.
+        loaded: The model.
+        observation: The samples.
+        choices: Unit names and candidates.
+
+    Returns:
+        Unit name -> moments, for all units, with the matrices that are needed; ``None`` if no scheme needs any.
+
+    Raises:
+        WorkerError: See `load_batches` and `workers.sensitivity.moments.collect_moments`.
+        OSError: The file cannot be read.
+    """
+    needing = [(name, candidate.scheme) for name, candidate in choices if candidate.scheme.needs_inputs]
+    if not needing:
+        return None
+    matrices = frozenset(
+        loaded.table.unit(name).info.name for name, scheme in needing if scheme.needs_input_matrix
+    )
+    selection = _observed(request, observation)
+
+    def run() -> dict[str, InputMoments]:
+        batches = load_batches(observation.path, loaded, selection)
+        return collect_moments(loaded.program, loaded.table, batches, matrices=matrices)
+
+    key = (
+        _identity(request.model_path),
+        _identity(observation.path),
+        selection,
+        matrices,
+        str(resolve_device(request.device)),
+    )
+    return _CACHES.moments.get(key, run)
+
+
+def _observed(request: MeasureRequest | PlanRequest, observation: Observation) -> Selection:
+    return Selection(
+        samples=observation.samples,
+        indices=observation.indices,
+        seed=observation.seed,
+        batch_size=request.batch_size,
     )
 
 
 def prepare(request: MeasureRequest) -> Setup:
-    """Load what a request names and run the float model.
+    """Load what a request names, run the float model, and observe of its inputs what the candidates need.
 
     Raises:
-        WorkerError: See `load_model`, `load_batches` and `Reference.measure`.
+        WorkerError: See `load_model`, `load_batches`, `Reference.measure`, `load_activations` and `load_moments`.
     """
-    return _CACHES.setups.get(_setup_key(request), lambda: _prepare(request))
+    setup = _CACHES.setups.get(_setup_key(request), lambda: _prepare(request))
+    observation = request.observation or Observation(
+        path=request.calibration_path, seed=request.seed, samples=request.samples, indices=request.indices
+    )
+    loaded = load_model(request.model_path, request.device, request.output)
+    if quantize_activations(request.wanted):
+        setup = replace(setup, activations=load_activations(request, loaded, observation))
+    moments = load_moments(request, loaded, observation, request.wanted)
+    return setup if moments is None else replace(setup, moments=moments)
 
 
 def _prepare(request: MeasureRequest) -> Setup:
-    loaded = load_model(request.model_path, request.device)
+    loaded = load_model(request.model_path, request.device, request.output)
     batches = load_batches(
         request.calibration_path,
         loaded,
@@ -149,9 +273,28 @@ def _prepare(request: MeasureRequest) -> Setup:
     )
     # The reference saves a pass per entry where the prefixes save a part of one: it goes first.
     reference = Reference.measure(
-        loaded.program, batches, Metric(request.metric), memory_bytes=request.memory_bytes // 2
+        loaded.program,
+        batches,
+        Metric(request.metric),
+        memory_bytes=request.memory_bytes // 2,
+        variance=_whole_variance(request, loaded),
     )
+    if request.sketch is not None:
+        reference = reference.with_sketches(request.sketch, request.seed)
     return Setup(program=loaded.program, table=loaded.table, batches=batches, reference=reference)
+
+
+def _whole_variance(request: MeasureRequest, loaded: LoadedModel) -> float | None:
+    """What errors on a block are related to, so that blocks can be combined; ``None`` where no block is asked for."""
+    if request.block is None or request.metric is not Metric.MSE:
+        return None
+    whole = replace(request, block=None, sketch=None)
+
+    def measured() -> float:
+        batches = load_batches(request.calibration_path, loaded, selection_of(whole))
+        return output_variance(loaded.program, batches)
+
+    return _CACHES.variances.get(_setup_key(whole), measured)
 
 
 def selection_of(request: MeasureRequest | PlanRequest) -> Selection:
@@ -161,6 +304,7 @@ def selection_of(request: MeasureRequest | PlanRequest) -> Selection:
         indices=request.indices,
         seed=request.seed,
         batch_size=request.batch_size,
+        block=request.block if isinstance(request, MeasureRequest) else None,
     )
 
 
@@ -181,7 +325,16 @@ def keep_prefixes(request: MeasureRequest, prefixes: Prefixes) -> None:
 
 def forget() -> None:
     """Drop everything that is kept."""
-    for cache in (_CACHES.prefixes, _CACHES.setups, _CACHES.datasets, _CACHES.models):
+    for cache in (
+        _CACHES.prefixes,
+        _CACHES.setups,
+        _CACHES.outputs,
+        _CACHES.activations,
+        _CACHES.variances,
+        _CACHES.moments,
+        _CACHES.datasets,
+        _CACHES.models,
+    ):
         cache.clear()
 
 
@@ -213,8 +366,10 @@ def _setup_key(request: MeasureRequest) -> Hashable:
     return (
         _identity(request.model_path),
         _identity(request.calibration_path),
+        request.output,
         request.metric,
         selection_of(request),
+        request.sketch,
         request.memory_bytes,
         str(resolve_device(request.device)),
     )

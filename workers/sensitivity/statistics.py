@@ -1,18 +1,99 @@
-"""Mean and standard error of costs."""
+"""Mean and standard error of costs, also from blocks of samples. Torch-free: the service combines blocks with it."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from workers.contracts import Measured
 from workers.errors import DatasetRefused
 
 
-def summarize(costs: Tensor) -> Measured:
+class Summary(Protocol):
+    """What is known of the costs of some samples: an `Entry`, or `Moments`."""
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+
+    @property
+    def mean(self) -> float:
+        """Mean cost; of no meaning without samples."""
+
+    @property
+    def squares(self) -> float:
+        """Sum of squared distances from the mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Count, mean and sum of squared distances from the mean."""
+
+    samples: int
+    mean: float
+    squares: float
+
+    @property
+    def standard_error(self) -> float | None:
+        """``std(ddof=1) / sqrt(n)``; ``None`` for less than two samples."""
+        if self.samples < 2:
+            return None
+        return math.sqrt(self.squares / (self.samples - 1) / self.samples)
+
+    @property
+    def measured(self) -> Measured:
+        """Mean and standard error."""
+        return Measured(mean=self.mean, standard_error=self.standard_error, samples=self.samples)
+
+
+def moments(costs: NDArray[np.float64]) -> Moments:
+    """Moments of the samples that count.
+
+    Args:
+        costs: ``[samples]``; NaN marks samples that do not count.
+
+    Returns:
+        The moments; all 0 if no sample counts.
+    """
+    counted = costs[~np.isnan(costs)]
+    if len(counted) == 0:
+        return Moments(samples=0, mean=0.0, squares=0.0)
+    mean = float(counted.mean())
+    return Moments(samples=len(counted), mean=mean, squares=float(np.square(counted - mean).sum()))
+
+
+def combine(parts: Iterable[Summary]) -> Moments:
+    """Moments of disjoint sets of samples taken together.
+
+    Args:
+        parts: Any number; those without samples change nothing.
+
+    Returns:
+        What `moments` gives for all samples at once, to rounding.
+
+    Source:
+        Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance, equation 2.1.
+    """
+    count, mean, squares = 0, 0.0, 0.0
+    for part in parts:
+        if part.samples == 0:
+            continue
+        total = count + part.samples
+        difference = part.mean - mean
+        squares += part.squares + difference**2 * count * part.samples / total
+        mean += difference * part.samples / total
+        count = total
+    return Moments(samples=count, mean=mean, squares=squares)
+
+
+def summarize(costs: NDArray[np.float64]) -> Measured:
     """Mean and standard error over samples.
 
     Args:
-        costs: ``[samples]``, float64; NaN marks samples that do not count.
+        costs: ``[samples]``; NaN marks samples that do not count.
 
     Returns:
         Mean, ``std(ddof=1) / sqrt(n)`` (``None`` for one sample), and the number of samples that count.
@@ -20,9 +101,15 @@ def summarize(costs: Tensor) -> Measured:
     Raises:
         DatasetRefused: No sample counts.
     """
-    counted = costs[~costs.isnan()]
-    count = len(counted)
-    if count == 0:
+    return require_samples(moments(costs)).measured
+
+
+def require_samples(found: Moments) -> Moments:
+    """Moments of one sample at least.
+
+    Raises:
+        DatasetRefused: No sample counts.
+    """
+    if found.samples == 0:
         raise DatasetRefused("no sample has a label", "labels", None, "at least one label other than -100")
-    error = float(counted.std(correction=1)) / math.sqrt(count) if count > 1 else None
-    return Measured(mean=float(counted.mean()), standard_error=error, samples=count)
+    return found

@@ -1,19 +1,17 @@
 """Measuring a plan: all its choices applied together, on whatever data."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from workers.contracts import Measured, Metric, PlanRequest
 from workers.errors import RequestRefused
-from workers.graph.program import Override, Program
 from workers.sensitivity import metrics
-from workers.sensitivity.batches import Batches
+from workers.sensitivity.activations import quantize_activations
 from workers.sensitivity.exact import quantized
 from workers.sensitivity.reference import Spread, check, first_output, sample_costs
-from workers.sensitivity.session import load_batches, load_model, selection_of
+from workers.sensitivity.session import load_activations, load_float_outputs, load_model, load_moments
 from workers.sensitivity.statistics import summarize
 
 
@@ -31,61 +29,63 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
     Raises:
         ModelRefused: The model file breaks a rule, or a weight is not finite.
         DatasetRefused: The data does not fit the model, or labels do not fit the outputs.
-        RequestRefused: Unknown unit, more samples than there are, or a metric that model or data cannot give.
+        RequestRefused: Unknown unit, more samples than there are, a metric that model or data cannot give, or
+            activations without samples to observe them on.
         MeasurementFailed: The float model's outputs are not finite, or an operator failed.
         OSError: A file cannot be read.
     """
-    loaded = load_model(request.model_path, request.device)
-    batches = load_batches(
-        request.data_path,
-        loaded,
-        selection_of(request),
-    )
+    loaded = load_model(request.model_path, request.device, request.output)
+    floats = load_float_outputs(request, loaded)
+    batches = floats.batches
     if Metric.LOSS in request.metrics and batches.labels is None:
         raise RequestRefused(
             "the metric 'loss' needs labels, and the data has none", "metrics", "loss", ["kl", "mse"]
         )
-    override = quantized(loaded.program, loaded.table, list(request.choices.items()))
+    choices = list(request.choices.items())
+    activations = moments = None
+    if request.observation is not None:
+        if quantize_activations(choices):
+            activations = load_activations(request, loaded, request.observation)
+        moments = load_moments(request, loaded, request.observation, choices)
+    override = quantized(loaded.program, loaded.table, choices, activations, moments)
     spread = Spread()
     costs: dict[str, list[Tensor]] = defaultdict(list)
-    for batch, (reference, output) in enumerate(_outputs(loaded.program, batches, override)):
+    for batch in range(len(batches)):
+        reference = floats.of(batch)
+        output = first_output(loaded.program.run(batches.inputs_of(batch), override), batches, batch)
         for metric in request.metrics:
             check(metric, reference, batches, batch)
-        spread.add(reference)
-        for name, values in _compare(request.metrics, reference, output, batches.labels_of(batch)).items():
+        counted = batches.counted_of(batch, output)
+        spread.add(reference, counted)
+        labels = batches.labels_of(batch)
+        for name, values in _compare(request.metrics, reference, output, labels, counted).items():
             costs[name].append(values.cpu())
     joined = {name: torch.cat(values) for name, values in costs.items()}
     if Metric.MSE in request.metrics:
         joined[Metric.MSE.value] = metrics.mse(joined[Metric.MSE.value], spread.variance())
-    return {name: summarize(values) for name, values in joined.items()}
-
-
-def _outputs(program: Program, batches: Batches, override: Override) -> Iterator[tuple[Tensor, Tensor]]:
-    """Float and quantized outputs, batch by batch."""
-    for batch in range(len(batches)):
-        inputs = batches.inputs_of(batch)
-        yield (
-            first_output(program.run(inputs), batches, batch),
-            first_output(program.run(inputs, override), batches, batch),
-        )
+    return {name: summarize(values.numpy()) for name, values in joined.items()}
 
 
 @torch.inference_mode()
 def _compare(
-    wanted: tuple[Metric, ...], reference: Tensor, output: Tensor, labels: Tensor | None
+    wanted: tuple[Metric, ...],
+    reference: Tensor,
+    output: Tensor,
+    labels: Tensor | None,
+    counted: Tensor | None,
 ) -> dict[str, Tensor]:
     """Values per sample; squared errors where ``mse`` is wanted, since the variance is known at the end only."""
     found: dict[str, Tensor] = {}
     labels = None if labels is None else labels.to(output.device)
     for metric in wanted:
         if metric is Metric.MSE:
-            found[metric.value] = metrics.squared_error(reference, output)
+            found[metric.value] = metrics.squared_error(reference, output, counted)
         else:
-            found[metric.value] = sample_costs(metric, reference, output, labels, 1.0)
+            found[metric.value] = sample_costs(metric, reference, output, labels, 1.0, counted=counted)
     if output.dim() > 1 and output.shape[-1] > 1:
-        found["top1_agreement"] = metrics.top1_agreement(reference, output)
+        found["top1_agreement"] = metrics.top1_agreement(reference, output, counted)
         if labels is not None:
             metrics.require_labels(output, labels)
-            found["top1_accuracy"] = metrics.top1_accuracy(output, labels)
-            found["float_top1_accuracy"] = metrics.top1_accuracy(reference, labels)
+            found["top1_accuracy"] = metrics.top1_accuracy(output, labels, counted)
+            found["float_top1_accuracy"] = metrics.top1_accuracy(reference, labels, counted)
     return found

@@ -1,6 +1,8 @@
 """How a command line ends: exit code, documents, and where each is written."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from app.cli.ending import end_with_result
 from app.cli.failures import exit_code, problem_of
 from app.cli.gates import Gate
 from app.cli.main import cli, run
-from app.cli.output import Exit, Output
+from app.cli.output import Exit, Output, check_writable
 from app.client import ApiProblem, Unreachable
 from app.errors import BudgetBelowMinimum, DatabaseUnavailable, InvalidRequest, NotFound, StorageFull
 from solver.errors import BudgetError, PinError
@@ -42,13 +44,21 @@ RESULT = {
     **PLAN,
     "job": "job_1",
     "state": "done",
-    "settings": {"metric": "kl"},
+    "settings": {"metric": "kl", "compare": "kl", "predicts": "kl"},
     "evaluation": {"id": "dat_2"},
     "plans": [PLAN],
     "baselines": [
         {**PLAN, "role": "uniform", "name": "uniform 2 bits", "size_bits": 20, "average_bits": 2.0}
     ],
-    "sensitivities": [{"unit": "a[0].weight", "bits": 4, "mean": 0.5, "standard_error": None}],
+    "sensitivities": [
+        {
+            "unit": "a[0].weight",
+            "bits": 4,
+            "scheme": "channel-asymmetric",
+            "mean": 0.5,
+            "standard_error": None,
+        }
+    ],
     "units": [{"name": "a[0].weight", "operator": "linear", "shape": [2, 5], "weights": 10}],
 }
 
@@ -193,6 +203,10 @@ def test_a_result_goes_to_people_and_into_the_file(
     shown = capsys.readouterr().out
     for words in ("a[0].weight", "uniform 2 bits", "Proven optimal", "0.600 ± 0.020"):
         assert words in shown
+    # Bare numbers stand under a head that names their unit.
+    assert "KL divergence (nats): predicted" in shown
+    assert "measured ± std. error, evaluation" in shown
+    assert "Objective 0.500000 nats, lower bound 0.500000 nats" in shown
     target = tmp_path / "sub" / "out.json"
     end_with_result(Output(json_target=str(target)), RESULT, gates=[], report=None)
     assert json.loads(target.read_text()) == RESULT
@@ -200,6 +214,14 @@ def test_a_result_goes_to_people_and_into_the_file(
     assert capsys.readouterr().out == ""
     end_with_result(Output(json_target="-"), RESULT, gates=[], report=None)
     assert json.loads(capsys.readouterr().out) == RESULT
+
+
+def test_evaluation_on_the_calibration_data_is_pointed_out(capsys: pytest.CaptureFixture[str]) -> None:
+    same = {**RESULT, "calibration": {"sha256": "0"}, "evaluation": {"sha256": "0"}}
+    end_with_result(Output(json_target="-"), same, gates=[], report=None)
+    assert "The evaluation data are the calibration data" in capsys.readouterr().err
+    end_with_result(Output(json_target="-"), {**same, "evaluation": {"sha256": "1"}}, gates=[], report=None)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_missed_gate_ends_with_5_after_the_document(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +244,75 @@ def test_a_search_without_a_plan(status: str, code: int, capsys: pytest.CaptureF
     captured = capsys.readouterr()
     assert json.loads(captured.out)["status"] == status
     assert captured.err
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_a_target_that_cannot_be_written_is_told_before_the_work(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    search = [
+        "search",
+        "m.pt2",
+        "--calibration",
+        "c",
+        "--budget",
+        "4 bits",
+        "--data-dir",
+        str(tmp_path / "data"),
+    ]
+    for target, words in (
+        (tmp_path, "a folder's"),
+        ("", "a folder's"),
+        (tmp_path / "file" / "out", "is not a folder"),
+    ):
+        assert run([*search, option, str(target)]) == 2
+        told = capsys.readouterr().err
+        assert words in told
+        assert option in told
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_device_or_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check_writable(str(pipe), click.Option(["--json"]))
+        end_with_result(Output(json_target=str(pipe)), RESULT, gates=[], report=None)
+        assert json.loads(os.read(reader, 1 << 16)) == RESULT
+        assert pipe.is_fifo()
+    finally:
+        os.close(reader)
+
+
+def test_a_problem_is_told_although_its_file_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Output(json_target=str(tmp_path)).problem({"type": "x", "detail": "why"})
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["detail"] == "why"
+    assert str(tmp_path) in captured.err.replace("\n", "")
+
+
+def test_a_full_disk_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "out.json"))
+    assert run(["inspect", "x.pt2", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["type"] == "urn:bitwright:problem:storage-full"
+    assert "out.json" in captured.out
+    assert "Traceback" not in captured.err
+
+
+def test_names_with_brackets_are_shown_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("unit,candidate,cost,size_bits\nlayers[red].weight,w[b]4,1.0,10\n")
+    assert run(["solve", str(table), "--budget", "15 bits total"]) == 0
+    shown = capsys.readouterr().out
+    assert "layers[red].weight" in shown
+    assert "w[b]4" in shown
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:

@@ -99,7 +99,33 @@ def test_an_error_in_the_users_code_is_shown_as_it_is(
 ) -> None:
     source.write_text("def build():\n    raise RuntimeError('mine')\n")
     assert run(["export", f"{source}:build"]) == 1
-    assert "RuntimeError: mine" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "RuntimeError: mine" in told
+    assert "line 2, in build" in told
+    assert "defect in Bitwright" not in told
+    assert run(["export", f"{source}:build", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["type"] == "urn:bitwright:problem:module-error"
+
+
+@pytest.mark.parametrize(
+    ("calibration", "field"),
+    [
+        ("[torch.zeros(4, 3, dtype=torch.int32)]", "ids"),
+        ("{'words': torch.zeros(4, 3, dtype=torch.int64)}", "words"),
+        ("{'ids': torch.zeros(4, 5, dtype=torch.int64)}", "[samples, 3]"),
+        ("[(torch.zeros(4, 3, dtype=torch.int64), torch.tensor([0, 1, 2, 3]))]", "labels"),
+        ("[(torch.zeros(4, 3, dtype=torch.int64), torch.rand(4))]", "labels"),
+    ],
+)
+def test_calibration_data_that_do_not_fit_the_model_are_not_written(
+    source: Path, calibration: str, field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_text(f"{SOURCE}\ndef other():\n    return *whole()[:2], {calibration}\n")
+    assert run(["export", f"{source}:other", "--calibration-out", "c.safetensors", "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["type"] == "urn:bitwright:problem:dataset-refused"
+    assert field in str(document)
+    assert not Path("c.safetensors").exists()
 
 
 def test_inspect_shows_people_the_units(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from app.local import Files, SearchProblem, search
 from app.models import Job, JobState, Measurement
 from app.settings import Settings
 
-REQUEST = {"budgets": ["4 bits"], "candidates": [2, 4, 8]}
+REQUEST = {"budgets": ["4 bits"], "candidates": [2, 4, 8], "metric": "kl"}
 
 
 @pytest.fixture(scope="module")

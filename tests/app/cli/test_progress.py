@@ -25,10 +25,11 @@ def test_in_a_log_each_stage_and_each_tenth_is_a_line() -> None:
         for done in (0, 0, 1, 1, 2):
             progress.update("running", document(done, eta=75.0))
         progress.update("running", {"stage": "solve", "fraction": 0.2})
-        progress.update("done", {"stage": None, "done": 7, "total": 7, "unit": "plans", "fraction": 1.0})
+        over = {"stage": None, "done": 7, "total": 7, "unit": "plans", "fraction": 1.0, "eta_seconds": 0.0}
+        progress.update("done", over)
     lines = [" ".join(line.split()) for line in text.getvalue().splitlines()]
     assert lines == [
-        "queued: 0 %",
+        "queued",
         "measuring: 0 % (0/10 entries), 1 min 15 s left",
         "measuring: 10 % (1/10 entries), 1 min 15 s left",
         "measuring: 20 % (2/10 entries), 1 min 15 s left",

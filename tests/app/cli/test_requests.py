@@ -60,12 +60,22 @@ def test_everything() -> None:
         "file",
         "--budget",
         "12MB",
+        "--activations",
+        "8,4",
+        "--compare",
+        "mse",
+        "--regret",
+        "0.02",
+        "--probes",
+        "8",
+        "--limit",
+        "bit_operations=1.2G",
     ]
     request = parsed(arguments)
     assert request == {
         "budgets": ["12MB", "4 bits"],
         "candidates": [2, 4, 8],
-        "scheme": "group:64-symmetric-mse",
+        "schemes": ["group:64-symmetric-mse"],
         "metric": "mse",
         "seed": 3,
         "samples": 7,
@@ -76,11 +86,17 @@ def test_everything() -> None:
         "ties": [["q", "k", "v"], ["g", "u"]],
         "exclude": ["x", "y"],
         "budget_counts": "file",
+        "activation_candidates": [8, 4],
+        "compare": "mse",
+        "regret": 0.02,
+        "probes": 8,
+        "limits": {"bit_operations": "1.2G"},
     }
     assert set(request) == set(JobCreate.model_fields) - {
         "model",
         "dataset",
         "evaluation_dataset",
+        "scheme",  # one of `schemes`
         "name",
         "owner",
         "priority",
@@ -115,7 +131,16 @@ def test_the_help_tells_the_services_defaults() -> None:
         for parameter in search.params
         if isinstance(parameter, click.Option)
     }
-    for name in ("candidates", "scheme", "metric", "seed", "holdout", "batch_size", "budget_counts"):
+    for name in (
+        "candidates",
+        "metric",
+        "regret",
+        "probes",
+        "seed",
+        "holdout",
+        "batch_size",
+        "budget_counts",
+    ):
         default = JobCreate.model_fields[name].default
         text = (
             ",".join(map(str, default))

@@ -209,3 +209,40 @@ def test_watch_of_an_unknown_job_is_refused_at_once() -> None:
     with client(handle) as service, pytest.raises(ApiProblem):
         list(service.watch("job_1"))
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("identifier", ["", ".", ".."])
+def test_an_id_that_was_not_set_is_no_list_of_everything(identifier: str) -> None:
+    handle, asked = script()
+    with client(handle) as service, pytest.raises(ApiProblem) as caught:
+        service.job(identifier)
+    assert caught.value.document["type"] == "urn:bitwright:problem:not-found"
+    assert asked == []
+
+
+def test_an_id_stays_one_segment_of_the_path() -> None:
+    asked: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.raw_path.decode())
+        return httpx.Response(200, json={})
+
+    with client(handle) as service:
+        service.job("a/../b?c#d\n")
+    assert asked == ["/v1/jobs/a%2F..%2Fb%3Fc%23d%0A"]
+
+
+@pytest.mark.parametrize(
+    "given", ["http://service", "http://service/", "http://service/v1", "http://service/v1/"]
+)
+def test_the_address_may_be_that_of_the_interface(given: str) -> None:
+    handle, asked = script(httpx.Response(200, json={"id": "job_1"}))
+    with Client(given, transport=httpx.MockTransport(handle)) as service:
+        assert service.base_url == "http://service"
+        service.job("job_1")
+    assert asked == ["/v1/jobs/job_1"]
+
+
+def test_an_address_that_is_none_is_told() -> None:
+    with pytest.raises(Unreachable, match="is no address"):
+        Client("http://host:port")

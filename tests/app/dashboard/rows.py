@@ -126,6 +126,7 @@ def _store_entries(session: Session, job: Job, document: Document, model_sha256:
                 unit=unit,
                 bits=bits,
                 scheme=SCHEME,
+                block_stop=128,
                 work=1.0,
             )
         )
@@ -135,7 +136,8 @@ def _store_entries(session: Session, job: Job, document: Document, model_sha256:
 
 def measurement(key: str, model_sha256: str, entry: dict[str, Any]) -> Measurement:
     """The row of one finished entry."""
-    return Measurement(key=key, model_sha256=model_sha256, **entry)
+    values = {k: v for k, v in entry.items() if k != "source"}
+    return Measurement(key=key, model_sha256=model_sha256, block_stop=entry["samples"], **values)
 
 
 def plan_row(job: Job, plan: Document) -> Plan:

@@ -91,7 +91,12 @@ def result_document(number: int = 16, seed: int = 0) -> Document:
         "settings": {
             "candidates": list(BITS),
             "scheme": SCHEME,
+            "schemes": [SCHEME],
+            "activation_candidates": [],
+            "limits": {},
             "metric": "kl",
+            "compare": "kl",
+            "predicts": "kl",
             "budgets": ["4 bits", "3 bits"],
             "budget_counts": "weights",
             "pins": {},
@@ -104,6 +109,7 @@ def result_document(number: int = 16, seed: int = 0) -> Document:
             "memory_bytes": 2 << 30,
         },
         "plans": plans,
+        "alternatives": [],
         "baselines": uniform,
         "sensitivities": entries,
         "units": all_units,
@@ -126,6 +132,7 @@ def running(document: Document, done: int) -> Document:
         "state": "running",
         "stage": "measure",
         "plans": [],
+        "alternatives": [],
         "baselines": [],
         "frontier": [],
         "sensitivities": document["sensitivities"][:done],
@@ -162,6 +169,8 @@ def _entry(unit: dict[str, Any], bits: int, base: float, rng: random.Random) -> 
         "standard_error": float(f"{mean * rng.uniform(0.05, 0.15):.4g}"),
         "samples": 128,
         "seconds": 0.1,
+        "source": "measured",
+        "activation_bits": None,
     }
 
 

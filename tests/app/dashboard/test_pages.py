@@ -11,6 +11,7 @@ from app.dashboard import assets, views
 from app.dashboard.rendering import age
 from app.models import JobState, Model, ModelState, Stage, utc_now
 from app.plans import service as plan_service
+from app.plans.conclusion import measured_cost
 from app.report.policy import PLOTLY_STYLES, page_policy
 from app.report.rendering import STATIC
 from tests.app.dashboard import samples
@@ -53,7 +54,7 @@ def test_the_list_shows_state_budget_progress_and_measured_cost(api, world):
     with world.database.read() as session:
         cost = views.jobs_view(session, JobState.DONE, None).rows[0].cost
         assert cost == pytest.approx(
-            plan_service.measured_cost(plan_service.list_plans(session, done, ())[0], "kl"), rel=1e-12
+            measured_cost(plan_service.list_plans(session, done, ())[0], "kl"), rel=1e-12
         )
     assert re.search(r'<progress max="1" value="0\.\d+"', text)
     assert 'data-refresh="3"' in text

@@ -7,7 +7,7 @@ from app.models import Dataset, Job, JobEntry, Measurement, Model, ModelState, P
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 REQUEST = {
-    "candidates": [2, 4], "scheme": "channel-asymmetric", "metric": "kl", "budgets": ["4 bits"],
+    "candidates": [2, 4], "scheme": "channel-asymmetric", "schemes": ["channel-asymmetric"], "activation_candidates": [], "limits": {}, "metric": "kl", "compare": "kl", "predicts": "kl", "budgets": ["4 bits"],
     "budget_counts": "weights", "pins": {}, "ties": [], "exclude": [], "seed": 0, "samples": None,
     "holdout": 0.0, "batch_size": 8, "memory_bytes": 1 << 30,
 }  # fmt: skip
@@ -37,7 +37,7 @@ def add_job(session, shards=2, entries=2, **values):
             session.add(
                 JobEntry(
                     job_id=job.id, ordinal=shard * entries + number, task_id=task.id, key=f"{job.id}/{shard}/{number}",
-                    unit=f"unit{shard}", bits=2 + number, scheme="channel-asymmetric", work=1.0,
+                    unit=f"unit{shard}", bits=2 + number, scheme="channel-asymmetric", block_stop=8, work=1.0,
                 )
             )  # fmt: skip
     session.flush()
@@ -65,7 +65,7 @@ def add_measurement(session, key):
     session.add(
         Measurement(
             key=key, model_sha256="m", unit="u", bits=2, scheme="channel-asymmetric", metric="kl", size_bits=1,
-            storage_bits=1, mean=0.0, samples=1, seconds=0.0,
+            storage_bits=1, mean=0.0, block_stop=8, samples=1, seconds=0.0,
         )
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import select
 
 import workers.graph.describe
-import workers.intake.pt2
+import workers.intake.models
 import workers.sensitivity.engine
 import workers.verify.plan
 from app.dispatch import shard
@@ -55,7 +55,7 @@ def play_inspection(monkeypatch, error=None):
             raise error
         return "a graph"
 
-    monkeypatch.setattr(workers.intake.pt2, "read_model", read_model)
+    monkeypatch.setattr(workers.intake.models, "read_model", read_model)
     monkeypatch.setattr(workers.graph.describe, "describe", lambda _model: DESCRIPTION)
 
 
@@ -102,14 +102,15 @@ def test_solving_and_being_done_are_one_transaction(bench, monkeypatch):
     job_id, _ = bench.job()
     task_id = bench.add(add_task, TaskKind.SOLVE, job_id=job_id, state=TaskState.RUNNING)
 
-    def solve(session, solved):
+    def store(session, solved, _plans):
         add_plan(session, session.get_one(Job, solved))
         if len(calls) == 0:
             calls.append(1)
             raise ZeroDivisionError("after it had written")
 
     calls = []
-    monkeypatch.setattr(shard, "solve_job", solve)
+    monkeypatch.setattr(shard, "draft_job", lambda *_: [])
+    monkeypatch.setattr(shard, "store_job_plans", store)
     assert bench.run(task_id) == FAILED
     with bench.database.read() as session:
         assert session.scalars(select(Plan)).all() == []

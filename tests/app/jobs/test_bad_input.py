@@ -16,7 +16,7 @@ REFUSED = [
     ("a width as truth", {"candidates": [True]}, 422, "invalid-request", "candidates.0", True, "integer"),
     ("a fractional width", {"candidates": [4.5]}, 422, "invalid-request", "candidates.0", 4.5, "integer"),
     # Metrics are kl, mse and loss; loss needs labels.
-    ("an unknown metric", {"metric": "psnr"}, 422, "invalid-request", "metric", "psnr", ["kl", "mse", "loss"]),
+    ("an unknown metric", {"metric": "psnr"}, 422, "invalid-request", "metric", "psnr", ["auto", "kl", "mse", "loss", "probe", "weight-mse", "weight-sqnr", "output-error", "output-hessian", "hessian-trace", "fisher", "fit"]),
     ("loss without labels", {"metric": "loss"}, 422, "invalid-request", "metric", "loss", "'labels'"),
     # A quantizer scheme follows its grammar.
     ("an unknown scheme", {"scheme": "row-symmetric"}, 422, "request-refused", "scheme", "row-symmetric", "tensor"),
@@ -236,6 +236,7 @@ def test_an_unknown_job_is_not_found(api, problem, method, path, job_id):
         ({"cursor": "é"}, "cursor"),
         ({"owner": "a\x00"}, "owner"),
         ({"model": "mdl_\x00"}, "model"),
+        ({"status": "done"}, "status"),
     ],
     ids=str,
 )

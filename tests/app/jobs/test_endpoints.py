@@ -27,7 +27,12 @@ def test_a_job_is_accepted_with_all_defaults_filled_in(api, world):
     assert job["request"] == {
         "candidates": [2, 3, 4, 5, 6, 8],
         "scheme": "channel-asymmetric",
+        "schemes": ["channel-asymmetric"],
+        "activation_candidates": [],
+        "limits": {},
         "metric": "kl",
+        "compare": "kl",
+        "predicts": "kl",
         "budgets": ["4 bits"],
         "budget_counts": "weights",
         "pins": {"stem.weight": 8},

@@ -15,6 +15,7 @@ BASE = {
     "candidate": Candidate(bits=4, scheme=Scheme.parse("channel-asymmetric")),
     "metric": Metric.KL,
     "choice": SampleChoice(available=100, samples=None, holdout=0.0, seed=0),
+    "block": (0, 100),
 }
 
 
@@ -34,6 +35,8 @@ def choice(samples=None, holdout=0.0, seed=0):
         {"metric": Metric.MSE},
         {"choice": choice(samples=99)},
         {"choice": choice(holdout=0.1)},
+        {"block": (0, 50)},
+        {"block": (50, 100)},
     ],
     ids=str,
 )
@@ -51,13 +54,18 @@ def test_the_seed_counts_when_it_chooses_samples():
     assert choice(holdout=0.5, seed=1).key() != choice(holdout=0.5, seed=2).key()
 
 
+def test_the_seed_counts_when_it_orders_samples():
+    first, second = (BASE | {"choice": choice(seed=seed), "block": (0, 50)} for seed in (0, 1))
+    assert entry_key(**first) != entry_key(**second)
+
+
 def test_taking_all_that_is_not_held_out_is_no_choice():
     assert choice(samples=75, holdout=0.25).key() == choice(holdout=0.25).key()
 
 
 def test_the_key_of_a_measurement_stays_what_it_is():
     # Measurements outlive releases: this changes only together with MEASURE_VERSION.
-    assert entry_key(**BASE) == "d68dc2d0ca7f30d83ac7cfc25e41f5653cb437346374003bea61e39aa2937a43"
+    assert entry_key(**BASE) == "b911e79c6bc2fb81aaa3346a7fd9a277e9e0e5f3f861acf0520d8a7c5a34f4dc"
 
 
 @given(st.integers(2, 500), st.floats(0, 0.9), st.integers(0, 2**63 - 1))

@@ -166,6 +166,18 @@ def test_bodies_of_other_types_are_refused(api, world, problem, content_type):
     assert world.files() == []
 
 
+@pytest.mark.parametrize("collection", ["models", "datasets"])
+def test_bodies_that_are_compressed_on_the_way_are_refused_as_such(api, world, problem, collection):
+    refused = problem(
+        api.post(f"/v1/{collection}", content=b"x", headers={"Content-Encoding": "gzip"}),
+        415,
+        "unsupported-media-type",
+        "Content-Encoding",
+    )
+    assert (refused["value"], refused["allowed"]) == ("gzip", "identity: the file as it is")
+    assert world.files() == []
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(api, world, problem, monkeypatch):
     import errno
     import os
@@ -267,6 +279,11 @@ def test_models_are_listed_by_page_and_state(api, world):
     assert second["next_cursor"] is None
     assert [m["id"] for m in api.get("/v1/models?state=inspecting").json()["items"]] == [waiting]
     assert (second["items"][-1]["units"], second["items"][-1]["weights"]) == (4, 1624)
+
+
+@pytest.mark.parametrize("collection", ["models", "datasets"])
+def test_a_misspelt_filter_does_not_list_everything(api, problem, collection):
+    problem(api.get(f"/v1/{collection}", params={"stat": "ready"}), 422, "invalid-request", "stat")
 
 
 def test_an_unknown_model_is_not_found(api, problem):

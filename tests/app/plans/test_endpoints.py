@@ -19,7 +19,7 @@ def test_a_plan_for_another_budget_is_answered_at_once(api, world):
         "3 bits",
         3 * 1624,
     )
-    assert plan["choices"]["k.weight"] == {"bits": 5, "scheme": "channel-asymmetric"}
+    assert plan["choices"]["k.weight"] == {"bits": 5, "scheme": "channel-asymmetric", "activation_bits": None}
     assert plan["measured"] == {}
     assert plan["average_bits"] <= 3
     assert plan["lower_bound"] <= plan["objective"]

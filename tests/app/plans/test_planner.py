@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.plans.planner import (
-    BudgetCounts,
-    Cell,
-    PlanSpec,
-    joined,
-    minimum_bits,
-    prepare,
-    sizes_of,
-)
-from solver import BudgetError, PinError, TieError
+from app.plans.planner import Cell, prepare
+from app.plans.spec import BudgetCounts, PlanSpec, joined, minimum_bits, sizes_of
+from solver import BoundError, BudgetError, TieError
 from workers.contracts import ModelDescription, UnitInfo
 
 BITS = (2, 3, 4, 8)
@@ -220,8 +213,8 @@ def test_the_minimum_follows_pins_through_chains_of_ties():
     ("spec", "error"),
     [
         (PlanSpec(budget="4 apples"), BudgetError),
-        (PlanSpec(budget="4 bits", pins={"u9": 4}), PinError),
-        (PlanSpec(budget="4 bits", pins={"u0": 5}), PinError),
+        (PlanSpec(budget="4 bits", pins={"u9": 4}), BoundError),
+        (PlanSpec(budget="4 bits", pins={"u0": 5}), BoundError),
         (PlanSpec(budget="4 bits", ties=[["u0", "u9"]]), TieError),
     ],
     ids=lambda value: getattr(value, "__name__", None) or str(value.to_json()),

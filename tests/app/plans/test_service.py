@@ -6,6 +6,7 @@ from sqlalchemy import select, update
 from app.errors import BudgetBelowMinimum, InvalidRequest, NotFound, ResultNotReady
 from app.models import Plan, PlanRole, Stage, Task, TaskKind, TaskState
 from app.plans import service
+from app.plans.conclusion import measured_cost
 from app.plans.service import PlanChange, create_plan
 
 
@@ -157,18 +158,13 @@ def test_without_evaluation_data_the_calibration_decides(world):
     job = measured_job(world)
     verify(world, job, requested=0.5, uniform=BAD | {4: 0.2})
     assert (
-        service.measured_cost(
-            Plan(measured={"values": {"kl": {"calibration": 0.3, "evaluation": None}}}), "kl"
-        )
+        measured_cost(Plan(measured={"values": {"kl": {"calibration": 0.3, "evaluation": None}}}), "kl")
         == 0.3
     )
     assert (
-        service.measured_cost(
-            Plan(measured={"values": {"kl": {"calibration": 0.3, "evaluation": 0.0}}}), "kl"
-        )
-        == 0.0
+        measured_cost(Plan(measured={"values": {"kl": {"calibration": 0.3, "evaluation": 0.0}}}), "kl") == 0.0
     )
-    assert service.measured_cost(Plan(measured=None), "kl") is None
+    assert measured_cost(Plan(measured=None), "kl") is None
 
 
 def test_another_budget_is_solved_on_what_is_measured(world):

@@ -11,7 +11,7 @@ import pytest
 from app.report import render_report, summary
 from app.report.page import _inlined
 from app.report.policy import PLOTLY_STYLES, source_of
-from app.report.quantities import TIMES
+from app.report.quantities import TIMES, measure, number
 from tests.app.dashboard.samples import result_document, running
 
 _VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -231,7 +231,7 @@ def variants(document):
     for entry in other["sensitivities"]:
         entry["metric"] = "loss"
         entry["standard_error"] = None
-    other["settings"]["metric"] = "loss"
+    other["settings"]["compare"] = other["settings"]["predicts"] = "loss"
     for plan in (*other["plans"], *other["baselines"]):
         plan["predicted"] = {"loss": -plan["objective"]}
         plan["measured"] = {"loss": {"calibration": -plan["objective"], "evaluation": None}}
@@ -255,3 +255,19 @@ def test_every_state_of_a_job_has_a_report(name):
     assert html.escape(document["model"]["name"]) in page.text
     assert "None" not in page.text
     assert "nan" not in page.text.lower().split()
+
+
+def test_evaluation_on_the_calibration_data_is_pointed_out(document, page):
+    words = "The evaluation data are the calibration data"
+    assert words not in page.text
+    same = copy.deepcopy(document)
+    same["evaluation"]["sha256"] = same["calibration"]["sha256"]
+    assert words in Page(render_report(same)).text
+
+
+def test_the_certificates_numbers_have_a_unit(document, page):
+    plan = document["plans"][0]
+    unit = measure(next(iter(plan["predicted"]))).unit
+    assert unit
+    for name, value in (("Predicted cost", plan["objective"]), ("Lower bound", plan["lower_bound"])):
+        assert f"{name} {number(value, 5)} {unit}" in page.text

@@ -8,7 +8,15 @@ import sys
 
 import pytest
 
-from solver import Problem, Row, solve
+from solver import (
+    Problem,
+    Row,
+    WidthCount,
+    choice_probabilities,
+    shadow_prices,
+    smallest_size,
+    solve,
+)
 
 UNITS, WIDTHS, LIMIT = 6, (2, 4, 8), 9.5
 SAME = (
@@ -21,6 +29,8 @@ SAME = (
     "proof",
     "backend",
     "rows",
+    "stopped",
+    "multipliers",
 )
 
 
@@ -183,3 +193,124 @@ def test_people_read_a_table(table):
     assert done.returncode == 0
     assert "layer0.weight" in done.stdout
     assert "lower bound" in done.stdout
+
+
+def test_the_share_of_float_is_the_same_budget_everywhere(api, table):
+    weights = sum(row[3] // int(row[1]) for row in ROWS if row[1] == "2")
+    text, bits = "0.125 of float", 32 * weights // 8
+    headers = {"Content-Type": "text/csv"}
+    by_csv = api.post("/v1/solve", content=CSV, params={"budget": text}, headers=headers).json()
+    by_command = json.loads(_command("--budget", text, "--json", table=table).stdout)
+    python = solve(Problem.from_rows([row[:4] for row in ROWS], budget=bits)).to_json()
+    assert by_csv["budget_bits"] == by_command["budget_bits"] == bits
+    assert by_csv["choices"] == by_command["choices"] == python["choices"]
+
+
+ERRORS = CSV.replace("latency_ms", "error")
+"""The last column read as the costs' standard errors: far larger than the costs."""
+
+
+def test_prices_target_cost_and_probabilities_have_all_ways_in(api, tmp_path):
+    path = tmp_path / "errors.csv"
+    path.write_text(ERRORS)
+    problem = Problem.from_rows([row[:4] for row in ROWS], budget=BUDGET)
+    target = 1.1 * solve(problem).objective
+    budget = f"{BUDGET} bits total"
+    asked = {"prices": True, "target_cost": target, "standard_errors": "error"}
+    by_csv = api.post(
+        "/v1/solve",
+        content=ERRORS,
+        params={"budget": budget, **asked},
+        headers={"Content-Type": "text/csv"},
+    )
+    members = ("unit", "candidate", "cost", "size_bits", "error")
+    body = {"rows": [dict(zip(members, row, strict=True)) for row in ROWS], "budgets": [budget], **asked}
+    by_json = api.post("/v1/solve", json=body)
+    options = ("--prices", "--target-cost", repr(target), "--standard-errors", "error", "--json")
+    by_command = _command("--budget", budget, *options, table=path)
+    assert (by_csv.status_code, by_json.status_code, by_command.returncode) == (200, 200, 0), by_csv.text
+    errors = {row[:2]: row[4] for row in ROWS}
+    prices, smallest = shadow_prices(problem), smallest_size(problem, target)
+    sure = choice_probabilities(problem, errors).of(solve(problem).choice_indices).tolist()
+    for answer in (by_csv.json(), by_json.json(), json.loads(by_command.stdout)):
+        assert answer["prices"]["per_kilobyte"] == prices.buys(8000)
+        assert answer["prices"]["next_budget_bits"] == prices.next_budget_bits
+        assert answer["prices"]["switches"] == {
+            unit: [
+                {"budget_bits": switch.budget_bits, "candidate": switch.label}
+                for switch in prices.switches(i)
+            ]
+            for i, unit in enumerate(problem.units)
+        }
+        assert answer["smallest"]["status"] == "optimal"
+        assert answer["smallest"]["size_bits"] == smallest.size_bits
+        assert answer["smallest"]["choices"] == smallest.solution.named_choices
+        assert list(answer["probabilities"].values()) == sure
+        assert answer["plans"][0]["prices"] == answer["prices"]
+
+
+def test_rules_about_widths_have_their_ways_in(api, table):
+    rules = {"bounds": {"layer0.weight": (4, None)}, "max_widths": 2}
+    counts = [WidthCount(width=8, minimum=1, maximum=3)]
+    rows = [row[:4] for row in ROWS]
+    python = solve(Problem.from_rows(rows, budget=BUDGET, width_counts=counts, **rules)).to_json()
+    assert python["status"] == "optimal"
+    body = {
+        "rows": [dict(zip(("unit", "candidate", "cost", "size_bits"), row, strict=True)) for row in rows],
+        "budgets": [f"{BUDGET} bits total"],
+        "width_counts": [{"width": 8, "minimum": 1, "maximum": 3}],
+        **rules,
+    }
+    by_json = api.post("/v1/solve", json=body)
+    assert by_json.status_code == 200, by_json.text
+    options = ("--bound", "layer0.weight=4..", "--count", "8=1..3", "--max-widths", 2)
+    by_command = _command("--budget", f"{BUDGET} bits total", *options, "--json", table=table)
+    for answer in (by_json.json(), json.loads(by_command.stdout)):
+        assert {name: answer[name] for name in SAME} == {name: python[name] for name in SAME}
+    assert python["choices"]["layer0.weight"] != "2"
+    assert 1 <= list(python["choices"].values()).count("8") <= 3
+    assert len(set(python["choices"].values())) <= 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({"risk": 1.0}, "standard_errors"),  # of which column?
+        ({"prices": True}, "budgets"),  # at which budget?
+        ({"budget": "1 MB", "standard_errors": "nothing"}, "standard_errors"),  # no such column
+        ({"budget": "1 MB", "limit": "latency_ms=9", "target_cost": 1.0}, "limits"),  # sizes only
+        ({"budgets": "1 MB"}, "budgets"),  # CSV has `budget`
+    ],
+)
+def test_questions_that_lack_something_are_refused(api, parameters, field):
+    refused = api.post("/v1/solve", content=CSV, params=parameters, headers={"Content-Type": "text/csv"})
+    assert (refused.status_code, refused.json()["field"]) == (422, field), refused.text
+
+
+def test_a_risk_shifts_the_costs_by_their_errors(api):
+    table = "unit,candidate,cost,size_bits,error\na,known,1,4,0.01\na,unknown,0.9,4,0.5\n"
+    headers = {"Content-Type": "text/csv"}
+    parameters = {"budget": "4 bits total", "standard_errors": "error", "risk": 1.0}
+    answer = api.post("/v1/solve", content=table, params=parameters, headers=headers).json()
+    assert answer["choices"] == {"a": "known"}
+    assert answer["objective"] == pytest.approx(1.01)
+
+
+@pytest.mark.parametrize(
+    "option", [("--bound", "layer0.weight=4"), ("--bound", "layer0.weight"), ("--count", "x=1..2")]
+)
+def test_malformed_ranges_are_usage_errors(table, option):
+    done = _command("--budget", "1 MB", *option, "--json", table=table)
+    assert done.returncode == 2
+
+
+def test_people_read_prices_probabilities_and_the_smallest_size(tmp_path):
+    path = tmp_path / "errors.csv"
+    path.write_text(ERRORS)
+    done = _command(
+        "--budget", f"{BUDGET} bits total", "--prices", "--standard-errors", "error", "--target-cost", 1e-9, table=path
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "one more KB would save" in done.stdout
+    assert "probability" in done.stdout
+    assert "no plan keeps cost 1e-09" in done.stdout

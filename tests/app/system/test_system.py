@@ -29,6 +29,12 @@ def test_health_readiness_and_metrics_are_where_probes_and_clients_look(api, pre
     assert "bitwright_jobs" in api.get(f"{prefix}/metrics").text
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_probes_may_ask_without_a_body(api, path):
+    answer = api.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_readiness_tells_each_check(api):
     checks = api.get("/readyz").json()["checks"]
     assert {name: c["ok"] for name, c in checks.items()} == {

@@ -77,7 +77,7 @@ def _size(size):
 @pytest.fixture
 def exported_graph_of():
     """From the export in memory only: for operators that our reader refuses in files."""
-    return lambda module, inputs: in_memory(export(module, inputs))
+    return lambda module, inputs, *, dynamic=True: in_memory(export(module, inputs, dynamic=dynamic))
 
 
 @pytest.fixture(params=["exported", "reloaded"])

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from workers.errors import MeasurementFailed, ModelRefused
-from workers.graph.program import NO_OVERRIDE, Program, resident_bytes
+from workers.graph.program import NO_OVERRIDE, Program
+from workers.graph.residency import resident_bytes
 from workers.graph.units import find_units
 
 
@@ -26,6 +27,49 @@ class Chain(nn.Module):
 
 
 X = torch.randn(5, 8)
+
+
+class Halved(Chain):
+    """What `Chain` gives when its second layer alone sees half of its input."""
+
+    def forward(self, x):
+        first = self.a(x).relu()
+        parts = torch.split(first, [3, 5], -1)
+        values, indices = torch.cat(parts[::-1], -1).max(-1, keepdim=True)
+        return self.b(first / 2) + values / x.shape[0] + (self.offset * 2).exp(), indices
+
+
+def test_an_operand_is_changed_for_one_step_only(graph_of):
+    module = Chain()
+    model = graph_of(module, (X,))
+    program = Program(model)
+    (use,) = find_units(model).unit("b.weight").uses
+    override = program.override({}, {use.step: {use.inputs[0]: lambda value: value / 2}})
+    assert override.first_step == use.step
+    halved = Halved()
+    halved.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        expected = halved(X)
+    for cut in range(use.step + 1):
+        environment = program.environment([X])
+        program.advance(environment, 0, cut)
+        program.advance(environment, cut, len(program), override)
+        torch.testing.assert_close(program.outputs(environment, override)[0], expected[0])
+    weight = program.constant(find_units(model).unit("a.weight").node)
+    both = program.override({find_units(model).unit("a.weight").node: weight * 0}, override.operands)
+    assert both.first_step == find_units(model).unit("a.weight").first_step
+
+
+def test_a_failing_operand_names_its_step(graph_of):
+    model = graph_of(Chain(), (X,))
+    program = Program(model)
+    (use,) = find_units(model).unit("b.weight").uses
+
+    def fail(value):
+        raise RuntimeError("no such value")
+
+    with pytest.raises(MeasurementFailed, match=r"operator linear .* failed: no such value"):
+        program.run([X], program.override({}, {use.step: {use.inputs[0]: fail}}))
 
 
 def test_runs_in_parts_are_the_run(graph_of):
@@ -77,7 +121,7 @@ def test_shared_memory_counts_once_and_inputs_do_not(graph_of):
     environment = program.environment([X])
     before = next(i for i, step in enumerate(program._steps) if step.node.name.startswith("exp"))
     program.advance(environment, 0, before)
-    assert resident_bytes(environment, free=program.inputs) == 5 * 8 * 4
+    assert resident_bytes(environment, free=[X]) == 5 * 8 * 4
 
 
 def test_an_override_changes_what_it_should_and_nothing_else(graph_of):

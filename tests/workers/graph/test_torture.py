@@ -6,9 +6,10 @@ from torch import nn
 from torch.nn.functional import linear
 from torch.nn.utils.parametrizations import weight_norm
 
-from workers.errors import ModelRefused
+from workers.errors import MeasurementFailed, ModelRefused
 from workers.graph.describe import describe
 from workers.graph.program import Program
+from workers.graph.stacked import stacked_outputs
 from workers.graph.units import find_units
 
 
@@ -195,8 +196,12 @@ CASES = {
     "recurrent": (
         Recurrent,
         TOKENS,
-        [("head.weight", "linear", 0, 1, 7 * 48, (), False)],
-        ["r.weight_ih_l0", "r.weight_hh_l0"],
+        [
+            ("r.weight_hh_l0", "lstm", 0, 1, 7 * 64 * 16, (), False),
+            ("r.weight_ih_l0", "lstm", 0, 1, 7 * 64 * 16, (), False),
+            ("head.weight", "linear", 0, 1, 7 * 48, (), False),
+        ],
+        [],
     ),
     "convolutions": (
         Convolutions,
@@ -270,3 +275,95 @@ def test_a_model_without_units_is_refused_with_the_reasons(graph_of):
         describe(graph_of(Table(), (TOKENS,)))
     assert caught.value.extra["rule"] == "no-units"
     assert [entry["name"] for entry in caught.value.extra["unsupported"]] == ["position"]
+
+
+# Units whose variants cannot be told apart in one pass: positions and samples are merged into one axis, positions first.
+NOT_STACKED = {"attention": {"a.out_proj.weight"}}
+
+
+def stacked_and_plain(program, unit, inputs, variants):
+    """First outputs of variants of a unit, in one pass and one by one."""
+    weight = program.constant(unit.node)
+    draw = torch.Generator().manual_seed(0)
+    noises = [torch.randn(weight.shape, generator=draw).to(weight.dtype) for _ in range(variants)]
+    overrides = [program.override(unit.changes(weight + noise / 4)) for noise in noises]
+    environment = program.environment(inputs)
+    program.advance(environment, 0, unit.first_step)
+    symbols = {name: inputs[index].shape[axis] for name, (index, axis) in program.model.symbols.items()}
+    plain = []
+    for override in overrides:
+        values = dict(environment)
+        program.advance(values, unit.first_step, len(program), override)
+        plain.append(program.outputs(values, override)[0])
+    return stacked_outputs(program, environment, unit.first_step, overrides, symbols), plain
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_variants_in_one_pass(case, graph_of):
+    make, example, *_ = CASES[case]
+    torch.manual_seed(0)
+    program = Program(graph_of(make(), (example,)))
+    wrong = set()
+    for unit in find_units(program.model).units:
+        if unit.info.operator == "lstm":  # several results at once: measured one candidate after the other
+            with pytest.raises(MeasurementFailed, match="several values"):
+                stacked_and_plain(program, unit, (example,), 3)
+            continue
+        stacked, plain = stacked_and_plain(program, unit, (example,), 3)
+        assert [one.shape for one in stacked] == [other.shape for other in plain]
+        assert not torch.allclose(stacked[0], stacked[1], rtol=1e-2, atol=1e-3)
+        if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(stacked, plain, strict=True)):
+            wrong.add(unit.info.name)
+    assert wrong == NOT_STACKED.get(case, set())
+
+
+class Sizes(nn.Module):
+    """Computes with the number of samples, and makes values from it alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        samples = x.shape[0]
+        mask = torch.zeros(samples, 1, 1) + x[:, :, :1] * 0
+        y = (self.a(x) + mask).view(samples * 7 * 2, 8).relu()
+        left, right = torch.split(self.b(y.view(samples, 7, 16)), [4, 12], -1)
+        return torch.cat([right, left], -1) * (x.mean((1, 2), keepdim=True) + 1) / 5
+
+
+def test_variants_where_sizes_are_computed(graph_of):
+    program = Program(graph_of(Sizes(), (TOKENS,)))
+    for unit in find_units(program.model).units:
+        stacked, plain = stacked_and_plain(program, unit, (TOKENS,), 4)
+        for one, other in zip(stacked, plain, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+class SecondOutput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.a(x), self.b(x)
+
+
+class Mixed(nn.Module):
+    """Samples meet each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(16, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        return y @ y.t()
+
+
+@pytest.mark.parametrize(("make", "message"), [(SecondOutput, "first output"), (Mixed, "several axes")])
+def test_variants_that_cannot_be_stacked(make, message, graph_of):
+    program = Program(graph_of(make(), (FLAT,)))
+    *_, unit = find_units(program.model).units
+    with pytest.raises(MeasurementFailed, match=message):
+        stacked_and_plain(program, unit, (FLAT,), 2)

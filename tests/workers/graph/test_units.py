@@ -115,15 +115,6 @@ class Overlapping(WithHead):
         return linear(linear(x, self.p), self.q)
 
 
-class Gru(WithHead):
-    def __init__(self):
-        super().__init__()
-        self.p = nn.GRU(8, 8, batch_first=True)
-
-    def unusual(self, x):
-        return self.p(x)[0]
-
-
 # module, unsupported name -> part of the reason
 UNSUPPORTED = {
     "added table": (Table, {"p": "added to a value"}),
@@ -134,7 +125,6 @@ UNSUPPORTED = {
     "buffer": (Kernel, {"p": "a buffer, not a parameter"}),
     "contracted": (Contracted, {"p": "sums over every axis"}),
     "overlapping": (Overlapping, {"p": "a part of its memory", "q": "a part of its memory"}),
-    "recurrent": (Gru, {"p.weight_ih_l0": "recurrent", "p.weight_hh_l0": "recurrent"}),
 }
 
 

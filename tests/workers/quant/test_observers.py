@@ -19,6 +19,7 @@ from workers.quant import (
     scale_and_zero_point,
 )
 
+METHODS = [method for method in RangeMethod if method is not RangeMethod.WEIGHTED_MSE]
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=100)
 values_and_cuts = st.tuples(
     st.lists(st.floats(-(2.0**90), 2.0**90, width=32), min_size=1, max_size=40),
@@ -94,7 +95,7 @@ def test_half_of_the_bins_are_in_use(values_and_cuts):
         assert 16 <= largest / observer.bin_width < 32
 
 
-@pytest.mark.parametrize("method", RangeMethod)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_ranges_do_not_depend_on_the_split(method, symmetric, generator, device):
     values = torch.randn(10_000, generator=generator).relu().mul(3).to(device)
@@ -129,7 +130,14 @@ def test_percentiles_never_leave_the_values():
     assert 0.4 - 1e-6 <= low <= high <= 0.6 + 1e-6
 
 
-@pytest.mark.parametrize("method", ["kl", "mse"])
+def test_activations_have_no_inputs_to_weight_errors_by():
+    observer = observed(HistogramObserver("gate"), [torch.ones(3)])
+    with pytest.raises(RequestRefused, match="'gate'") as refused:
+        observer.range(candidate_of("weighted-mse"))
+    assert "mse" in refused.value.allowed
+
+
+@pytest.mark.parametrize("method", ["kl", "mse", "l3"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 6])
 def test_searches_agree_with_those_on_all_values(method, symmetric, bits, generator):
@@ -141,11 +149,12 @@ def test_searches_agree_with_those_on_all_values(method, symmetric, bits, genera
 
     def error(low, high):
         scale, zero_point = scale_and_zero_point(low.float(), high.float(), codes)
-        return (quantize_dequantize(values, scale, zero_point, codes) - values).square().mean().item()
+        difference = quantize_dequantize(values, scale, zero_point, codes) - values
+        return difference.abs().pow(3 if method == "l3" else 2).mean().item()
 
     low, high = choose_range(values[None], candidate)
     direct, ours = error(low[0], high[0]), error(*observer.range(candidate))
-    assert ours == pytest.approx(direct, rel=0.01 if method == "mse" else 0.2)
+    assert ours == pytest.approx(direct, rel=0.2 if method == "kl" else 0.01)
 
 
 def test_minmax_of_the_histogram_is_exact(generator):
@@ -154,7 +163,7 @@ def test_minmax_of_the_histogram_is_exact(generator):
     assert (low.item(), high.item()) == (values.min().item(), values.max().item())
 
 
-@pytest.mark.parametrize("method", RangeMethod)
+@pytest.mark.parametrize("method", METHODS)
 def test_zeros_only(method):
     low, high = observed(HistogramObserver("x"), [torch.zeros(5), torch.zeros(2)]).range(candidate_of(method))
     assert (low.item(), high.item()) == (0, 0)

@@ -90,11 +90,12 @@ def test_rows_do_not_influence_each_other(method, symmetric, generator, device):
     candidate = Candidate(
         bits=3, scheme=Scheme.parse(f"channel-{'' if symmetric else 'a'}symmetric-{method}")
     )
-    low, high = choose_range(rows, candidate)
+    importance = torch.rand(12, 400, generator=generator).to(device)
+    low, high = choose_range(rows, candidate, importance)
     assert low.shape == high.shape == (12,)
     assert low.device == high.device == rows.device
     for i in range(12):
-        alone = choose_range(rows[i : i + 1], candidate)
+        alone = choose_range(rows[i : i + 1], candidate, importance[i : i + 1])
         torch.testing.assert_close((low[i : i + 1], high[i : i + 1]), alone, rtol=1e-6, atol=0)
 
 
@@ -106,7 +107,8 @@ def test_many_rows_and_few_are_the_same(method, symmetric, generator):
     candidate = Candidate(
         bits=4, scheme=Scheme.parse(f"channel-{'' if symmetric else 'a'}symmetric-{method}")
     )
-    low, high = choose_range(rows, candidate)
+    importance = torch.rand(1, 300, generator=generator).expand(5000, 300)
+    low, high = choose_range(rows, candidate, importance)
     assert len(low.unique()) == len(high.unique()) == 1
 
 
@@ -122,7 +124,7 @@ def test_constant_rows_keep_their_value(method, kind, value):
     )
     for values in (1, 2, 100):
         rows = torch.full((2, values), value)
-        low, high = choose_range(rows, Candidate(bits=2, scheme=scheme))
+        low, high = choose_range(rows, Candidate(bits=2, scheme=scheme), torch.ones_like(rows))
         codes = codes_of(2, kind)
         scale, zero_point = scale_and_zero_point(low, high, codes)
         result = quantize_dequantize(rows, scale[:, None], zero_point[:, None], codes)

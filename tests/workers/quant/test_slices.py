@@ -145,3 +145,28 @@ def test_storage_of_known_layers():
     # 40 groups of 32 a row; 100 inputs make 3 whole groups and a short one.
     assert bits((1000, 1280), "group:32-asymmetric", 3) == 3_840_000 + 40_000 * 35
     assert bits((10, 100), "group:32-symmetric", 2) == 2_000 + 40 * 32
+
+
+@pytest.mark.parametrize(("shape", "channel", "group", "granularity"), CASES)
+def test_corrected_means_take_16_bits_per_output_channel(shape, channel, group, granularity):
+    def bits(corrected):
+        scheme = Scheme(granularity=granularity, symmetric=False, corrected=corrected)
+        return storage_bits(
+            shape, Candidate(bits=3, scheme=scheme), output_channel_axis=channel, group_axis=group
+        )
+
+    assert bits(corrected=True) - bits(corrected=False) == 16 * shape[channel]
+
+
+@pytest.mark.parametrize("text", ["-mse", "-l3", "-weighted-mse", "-kl", "-percentile:1", "-gptq"])
+def test_ranges_and_rounding_take_no_storage(text):
+    sizes = {
+        storage_bits(
+            (10, 100),
+            Candidate(bits=3, scheme=Scheme.parse("group:32-asymmetric" + method)),
+            output_channel_axis=0,
+            group_axis=1,
+        )
+        for method in ("", text)
+    }
+    assert sizes == {3_000 + 40 * 35}

@@ -154,3 +154,9 @@ def make_case(tmp_path):
 @pytest.fixture(params=[SmallCnn, SmallLm, TwoTowers])
 def kind(request):
     return request.param
+
+
+@pytest.fixture
+def kinds():
+    """All small models by name."""
+    return {"cnn": SmallCnn, "lm": SmallLm, "towers": TwoTowers}

@@ -1,0 +1,115 @@
+"""What workers are asked, from a job's rows and files: requests of plain values, no torch."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from app.dispatch.files import verified_path
+from app.dispatch.work import JobFiles, ProbeTask, WantedEntry
+from app.jobs.keys import Split, split_samples
+from app.jobs.tasks import Block
+from app.settings import Settings
+from workers.contracts import (
+    Candidate,
+    EstimateRequest,
+    MeasureRequest,
+    Metric,
+    Observation,
+    PlanRequest,
+    Scheme,
+)
+from workers.sampling import SampleBlock, SketchRequest
+
+CALIBRATION, EVALUATION = "calibration", "evaluation"
+
+
+def measure_request(settings: Settings, files: JobFiles, wanted: Sequence[WantedEntry]) -> MeasureRequest:
+    """Entries of one block of samples."""
+    request = files.request
+    return MeasureRequest(
+        model_path=str(verified_path(settings, files.model)),
+        calibration_path=str(verified_path(settings, files.calibration)),
+        metric=Metric(request["compare"]),
+        wanted=tuple((entry.unit, entry.candidate) for entry in wanted),
+        seed=request["seed"],
+        samples=request["samples"],
+        indices=split_of(files).calibration,
+        batch_size=request["batch_size"],
+        memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
+        block=sample_block(files, wanted[0].block),
+        sketch=SketchRequest(),
+        observation=observation(settings, files),
+    )
+
+
+def estimate_request(settings: Settings, files: JobFiles, task: ProbeTask) -> EstimateRequest:
+    """One part of a job's probes."""
+    request = files.request
+    return EstimateRequest(
+        model_path=str(verified_path(settings, files.model)),
+        calibration_path=str(verified_path(settings, files.calibration)),
+        metric=Metric(request["compare"]),
+        estimator=request["estimator"],
+        wanted=task.offer,
+        probes=request["probes"],
+        seed=request["seed"],
+        samples=request["samples"],
+        indices=split_of(files).calibration,
+        batch_size=request["batch_size"],
+        memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
+        block=sample_block(files, task.part.block),
+        observation=observation(settings, files),
+    )
+
+
+def observation(settings: Settings, files: JobFiles) -> Observation:
+    """What is observed of units' inputs, on: all samples that are calibrated on, whatever part of them is measured."""
+    return Observation(
+        path=str(verified_path(settings, files.calibration)),
+        seed=files.request["seed"],
+        samples=files.request["samples"],
+        indices=split_of(files).calibration,
+    )
+
+
+def sample_block(files: JobFiles, block: Block) -> SampleBlock | None:
+    """A block of the samples; ``None`` when it is all of them."""
+    request, split = files.request, split_of(files)
+    available = files.calibration.samples if split.calibration is None else len(split.calibration)
+    used = available if request["samples"] is None else min(request["samples"], available)
+    return None if block == (0, used) else SampleBlock(start=block[0], stop=block[1])
+
+
+def split_of(files: JobFiles) -> Split:
+    """Which samples of the calibration file are calibrated on, and which are held out."""
+    return split_samples(files.calibration.samples, files.request["holdout"], files.request["seed"])
+
+
+def plan_requests(settings: Settings, files: JobFiles, choices: dict[str, Any]) -> dict[str, PlanRequest]:
+    """What a plan is measured on, by role: the calibration samples, and those to evaluate on when there are any."""
+    request, split = files.request, split_of(files)
+    calibration = PlanRequest(
+        model_path=str(verified_path(settings, files.model)),
+        data_path=str(verified_path(settings, files.calibration)),
+        choices={
+            unit: Candidate(
+                bits=choice["bits"],
+                scheme=Scheme.parse(choice["scheme"]),
+                activation_bits=choice.get("activation_bits"),
+            )
+            for unit, choice in choices.items()
+        },
+        metrics=(Metric(request["compare"]),),
+        seed=request["seed"],
+        samples=request["samples"],
+        indices=split.calibration,
+        batch_size=request["batch_size"],
+        observation=observation(settings, files),
+    )
+    requests = {CALIBRATION: calibration}
+    if files.evaluation is not None:
+        path = str(verified_path(settings, files.evaluation))
+        requests[EVALUATION] = replace(calibration, data_path=path, samples=None, indices=None)
+    elif split.evaluation is not None:
+        requests[EVALUATION] = replace(calibration, samples=None, indices=split.evaluation)
+    return requests

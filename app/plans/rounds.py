@@ -1,0 +1,101 @@
+"""What a job still has to measure before its plans can be made: the database's side of `app.sensitivities.rounds`."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.jobs import tasks
+from app.jobs.tasks import Block
+from app.models import Job, JobEntry, Stage, utc_now
+from app.plans.planner import Search, candidate_name
+from app.plans.service import job_description, prepare_search
+from app.sensitivities.knowledge import Key, Sensitivity, Source, known
+from app.sensitivities.rounds import Table, next_round
+from app.settings import Settings
+from workers.contracts import Candidate
+
+MEASURE_BLOCKS = 4
+"""An entry is measured on so many blocks of the samples at most, one a round."""
+
+Further = dict[Block, list[tuple[str, Candidate]]]
+
+
+def further_entries(session: Session, job_id: str) -> Further:
+    """The entries whose measurement the plans of a job still need, by block of samples; empty when there are none.
+
+    Only jobs that refine estimates need any beyond those they begin with.
+    """
+    job = session.get_one(Job, job_id)
+    regret = job.request.get("regret")
+    if regret is None:
+        return {}
+    description = job_description(session, job)
+    rows = known(session, job, description)
+    search = prepare_search(job, description, rows)
+    blocks = tasks.cut(tasks.source_of(session, job).choice.used, MEASURE_BLOCKS)
+    measured = _measured_until(session, job_id)
+    table = _table(search, {row.key: row for row in rows}, measured, blocks[-1][1])
+    budgets = [
+        search.sizes.budget_bits(text, search.counts) - search.fixed_bits for text in job.request["budgets"]
+    ]
+    reachable = [b for b in budgets if b >= search.problem.reduced.smallest]
+    found = next_round(table, reachable, regret=regret)
+    further: Further = defaultdict(list)
+    for unit, candidate in found.cells:
+        key = search.problem.units[unit], search.problem.label(unit, candidate)
+        block = next(b for b in blocks if b[1] > measured.get(key, 0))
+        further[block].append((key[0], Candidate.parse(key[1])))
+    return further
+
+
+def measure_further(session: Session, job_id: str, further: Further, settings: Settings) -> None:
+    """Queue entries that the plans still need, and set the job back to measuring."""
+    job = session.get_one(Job, job_id)
+    tasks.queue_entries(session, job, job_description(session, job), further, settings)
+    if job.stage is Stage.SOLVE:
+        job.stage, job.stage_started_at = Stage.MEASURE, utc_now()
+    session.flush()
+
+
+def _measured_until(session: Session, job_id: str) -> dict[Key, int]:
+    """Up to which sample each entry was measured, or is asked to be."""
+    rows = session.execute(
+        select(
+            JobEntry.unit,
+            JobEntry.bits,
+            JobEntry.scheme,
+            JobEntry.activation_bits,
+            func.max(JobEntry.block_stop),
+        )
+        .where(JobEntry.job_id == job_id)
+        .group_by(JobEntry.unit, JobEntry.bits, JobEntry.scheme, JobEntry.activation_bits)
+    )
+    return {
+        (unit, candidate_name(bits, scheme, activation)): stop
+        for unit, bits, scheme, activation, stop in rows
+    }
+
+
+def _table(
+    search: Search, rows: Mapping[Key, Sensitivity], measured: Mapping[Key, int], samples: int
+) -> Table:
+    problem = search.problem
+    errors, still = np.zeros(problem.costs.shape), np.zeros(problem.costs.shape, np.bool_)
+    for i, unit in enumerate(problem.units):
+        for k in range(int(problem.counts[i])):
+            key = unit, problem.label(i, k)
+            errors[i, k] = _error(rows[key], measured.get(key, 0), samples)
+            still[i, k] = measured.get(key, 0) < samples
+    return Table(problem=problem, errors=errors, open=still)
+
+
+def _error(row: Sensitivity, measured: int, samples: int) -> float:
+    """How far a cost may be from what all samples would show: nothing where all were measured."""
+    if row.source is Source.ESTIMATED:
+        return row.model_error
+    rest = max(samples - measured, 0) / samples
+    return (row.standard_error or 0.0) * math.sqrt(rest)

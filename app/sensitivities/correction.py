@@ -1,0 +1,52 @@
+"""How good estimates are, told by the entries that were also measured. Pure."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRIOR_ERRORS = {2: 0.35, 3: 0.25}
+"""Relative error of an estimate by bit-width, until measured entries tell: estimates leave out what is not quadratic."""
+PRIOR_ERROR = 0.15
+_ENOUGH = 6
+"""So many measured entries of a bit-width tell how good its estimates are."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Corrected:
+    """Corrected estimates and one standard deviation of their error, both float64 of the estimates' shape."""
+
+    costs: NDArray[np.float64]
+    errors: NDArray[np.float64]
+
+
+def correct(
+    estimated: NDArray[np.float64], measured: NDArray[np.float64], bits: NDArray[np.int64]
+) -> Corrected:
+    """Scale the estimates of each bit-width by the median ratio of measured to estimated cost.
+
+    The error is the spread of the ratios about their median (the median absolute deviation, as a standard deviation), or a
+    prior where too few entries of the bit-width were measured; never less than a third of the prior.
+
+    Args:
+        estimated: Any shape, >= 0.
+        measured: The same shape, NaN where nothing is measured.
+        bits: The same shape.
+    """
+    costs, errors = estimated.copy(), np.empty_like(estimated)
+    for width in np.unique(bits).tolist():
+        here = bits == width
+        factor, spread = _fit(estimated[here], measured[here], PRIOR_ERRORS.get(width, PRIOR_ERROR))
+        costs[here] *= factor
+        errors[here] = spread * costs[here]
+    return Corrected(costs=costs, errors=errors)
+
+
+def _fit(estimated: NDArray[np.float64], measured: NDArray[np.float64], prior: float) -> tuple[float, float]:
+    usable = np.isfinite(measured) & (measured > 0) & (estimated > 0)
+    if int(usable.sum()) < _ENOUGH:
+        return 1.0, prior
+    ratios = measured[usable] / estimated[usable]
+    factor = float(np.median(ratios))
+    spread = 1.4826 * float(np.median(np.abs(ratios / factor - 1.0)))
+    return factor, max(spread, prior / 3)

@@ -1,0 +1,1 @@
+"""Estimates of sensitivities: many units and candidates from few passes."""

@@ -1,0 +1,133 @@
+"""What is fed to the model in one walk, and where the samples lie inside."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.errors import MeasurementFailed
+from workers.sensitivity.batches import Batches
+from workers.sensitivity.estimators.layout import SampleLayout, find_layout
+from workers.sensitivity.estimators.tape import Place, Plan, Tape, Visit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Feed:
+    """One walk's samples.
+
+    Args:
+        inputs: What the model is fed.
+        fed: How many samples that is, fillers included.
+        kept: How many of them count; they come first.
+        batch: The batch they belong to.
+        offset: Number of the first of them in the batch.
+        samples: Where they stand among all samples.
+    """
+
+    inputs: Sequence[Tensor]
+    fed: int
+    kept: int
+    batch: int
+    offset: int
+    samples: slice
+
+
+class Layouts:
+    """Where samples lie in the tensors that visits show.
+
+    Args:
+        found: Per tensor; ``None`` if some tensor mixes samples, so that they are to be fed one by one.
+    """
+
+    def __init__(self, found: dict[Place, SampleLayout] | None) -> None:
+        self._found = found
+
+    def of(self, place: Place) -> SampleLayout:
+        """A tensor's layout."""
+        if self._found is None:  # there is one sample only, on any axis
+            return SampleLayout(axis=0)
+        return self._found[place]
+
+    def feeds(self, batches: Batches, batch: int) -> Iterator[Feed]:
+        """A batch as it is to be fed."""
+        inputs, kept, first = batches.inputs_of(batch), batches.kept(batch), batch * batches.size
+        if self._found is not None or batches.fixed or batches.size == 1:
+            yield Feed(
+                inputs=inputs,
+                fed=batches.size if batches.fixed else kept,
+                kept=kept,
+                batch=batch,
+                offset=0,
+                samples=slice(first, first + kept),
+            )
+            return
+        for row in range(kept):
+            yield Feed(
+                inputs=[tensor[row : row + 1] for tensor in inputs],
+                fed=1,
+                kept=1,
+                batch=batch,
+                offset=row,
+                samples=slice(first + row, first + row + 1),
+            )
+
+
+def find_layouts(plan: Plan, start: Place | None, batches: Batches) -> Layouts:
+    """Find out where samples lie, by the gradients of two samples.
+
+    Args:
+        plan: What will be walked.
+        start: The output that is differentiated; ``None`` if there is nothing to walk.
+        batches: The samples.
+
+    Raises:
+        MeasurementFailed: A model with a fixed batch mixes samples.
+    """
+    if start is None or (batches.fixed and batches.size == 1):
+        return Layouts(None)
+    inputs = batches.inputs_of(0)
+    if not batches.fixed:  # two samples say as much as many
+        inputs = [tensor[[0, -1]] for tensor in inputs]
+    samples = len(inputs[0])
+    tape = Tape(plan, inputs)
+    output = tape.outputs[0]
+    draw = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(0))
+    starts = []
+    for sample in (0, samples - 1):
+        cotangent = torch.zeros_like(output)
+        cotangent[sample] = draw.to(output)
+        starts.append({start: cotangent})
+    found: dict[Place, SampleLayout | None] = {}
+
+    def look(visit: Visit) -> None:
+        for number in visit.outputs[0]:
+            one, other = (walk[number] for walk in visit.outputs)
+            found[visit.step.node, number] = _layout(one, other, samples, fixed=batches.fixed)
+        for place in visit.sources[0]:
+            one, other = (walk[place] for walk in visit.sources)
+            if found.get(place) is None:
+                found[place] = _layout(one, other, samples, fixed=batches.fixed)
+
+    tape.backward(starts, look)
+    clear = {place: layout for place, layout in found.items() if layout is not None}
+    if len(clear) == len(found):
+        return Layouts(clear)
+    if batches.fixed:
+        mixed = next(place[0].name for place in found if place not in clear)
+        raise MeasurementFailed(
+            f"node {mixed!r} mixes the samples of the model's fixed batch of {batches.size}",
+            "batch_size",
+            batches.size,
+            "a model that treats samples apart, or one exported with a batch of any size",
+        )
+    return Layouts(None)
+
+
+def _layout(first: Tensor, last: Tensor, samples: int, *, fixed: bool) -> SampleLayout | None:
+    layout = find_layout(first, last, samples)
+    dead = fixed and not bool(first.any()) and not bool(last.any())
+    if layout is None and dead:  # nothing depends on it: any axis will do
+        axis = next((axis for axis, size in enumerate(first.shape) if size % samples == 0), None)
+        return None if axis is None else SampleLayout(axis=axis)
+    return layout

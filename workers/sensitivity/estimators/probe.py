@@ -1,0 +1,253 @@
+"""Gauss-Newton probes: estimates for all units' candidates from a few backward passes.
+
+A probe draws one random cotangent at the outputs (`workers.sensitivity.estimators.cotangents`) and walks it back
+once. With ``g_n`` sample n's gradient of it by a unit's weight and dW a candidate's change of the weight,
+``v_n = <g_n, dW>`` has an expected square of the candidate's cost for sample n to second order: the generalised
+Gauss-Newton form of the KL divergence (Martens 2020, "New insights and perspectives on the natural gradient
+method", section 8), estimated without bias by random signs (Hutchinson 1990). All uses of a unit add up inside the
+square, as they must: their errors are correlated.
+
+The values are more than costs: ``v_a v_b`` averages to the interaction of changes a and b, so that the Gram matrix of
+the values' rows is a sketch of the pairwise model.
+
+Cost in forward passes over the samples: one per group of probes, and per probe a backward pass of the activations
+(about 1.2) and the products with all candidates (about 1 to 2).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from workers.contracts import Candidate
+from workers.errors import RequestRefused
+from workers.graph.dataflow import Dataflow
+from workers.graph.residency import tensors_in
+from workers.graph.units import Unit
+from workers.sensitivity.estimators.changes import Changes, Quantizer, round_to_nearest
+from workers.sensitivity.estimators.contraction import InnerProducts, contract
+from workers.sensitivity.estimators.cotangents import cotangent, random_signs
+from workers.sensitivity.estimators.entries import Entries
+from workers.sensitivity.estimators.feeds import Feed, find_layouts
+from workers.sensitivity.estimators.tape import Place, Plan, Tape, Visit
+from workers.sensitivity.estimators.uses import Uses
+from workers.sensitivity.estimators.visited import VisitedStep
+from workers.sensitivity.exact import Setup
+
+ActivationChanges = Callable[[Unit, Node, Tensor], Iterable[Tensor]]
+"""How a unit's input changes under its activation candidates: unit, node and value of the input -> a change for each."""
+
+PositionMasks = Callable[[int], Tensor | None]
+"""Which output positions of a batch count: number of the batch -> ``[kept, positions]``, or ``None`` for all."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProbeOptions:
+    """How to probe.
+
+    Args:
+        probes: How many independent probes.
+        together: How many share a forward pass; more need more memory (cotangents of a cut of the graph) and less time.
+        seed: Chooses the signs.
+        dtype: ``torch.bfloat16`` for convolutions and matrix products in that precision; ``None`` for the model's.
+        changes_bytes: Bound on the candidates' weights that are kept from batch to batch; others are made again.
+        quantize: Makes a candidate's weight.
+        activation_changes: Also estimate changes of the units' inputs, apart from the weights'.
+        position_masks: Which positions count; ``None`` for all.
+        progress: Told after each batch how many samples are done, and of how many (each counts once per probe); may raise
+            to stop.
+    """
+
+    probes: int = 4
+    together: int = 4
+    seed: int = 0
+    dtype: torch.dtype | None = None
+    changes_bytes: int = 2 << 30
+    quantize: Quantizer = round_to_nearest
+    activation_changes: ActivationChanges | None = None
+    position_masks: PositionMasks | None = None
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("probes", "together"):
+            if getattr(self, name) < 1:
+                raise RequestRefused(
+                    f"{name} is {getattr(self, name)}", name, getattr(self, name), "whole numbers from 1"
+                )
+
+    def mask(self, batch: int, offset: int, kept: int) -> Tensor | None:
+        """The mask of some samples of a batch."""
+        found = None if self.position_masks is None else self.position_masks(batch)
+        return None if found is None else found[offset : offset + kept]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProbeValues:
+    """What one probe says.
+
+    Args:
+        weights: ``[entries, samples]``, float64, on the CPU: squares estimate costs, products interactions. 0 for
+            samples without a position that counts.
+        activations: Unit -> ``[activation candidates, samples]``, likewise; empty unless asked for.
+        counted: ``[samples]``: whether a sample has a position that counts.
+    """
+
+    weights: Tensor
+    activations: dict[str, Tensor]
+    counted: Tensor
+
+
+def probe(
+    setup: Setup, wanted: Sequence[tuple[str, Candidate]], options: ProbeOptions | None = None
+) -> Iterator[ProbeValues]:
+    """Probe a model.
+
+    Args:
+        setup: What to work on; its reference gives the metric (``kl`` or ``mse``) and the outputs' variance.
+        wanted: Unit names and candidates, in the order of the entries.
+        options: How.
+
+    Yields:
+        One value of each entry and sample per probe. The same seed gives the same values, whatever the batches
+        (up to rounding).
+
+    Raises:
+        RequestRefused: Unknown unit, or a metric without an estimate.
+        ModelRefused: A weight is not finite.
+        MeasurementFailed: An operator failed or has no derivative, or a model with a fixed batch mixes samples.
+    """
+    options = options or ProbeOptions()
+    run = _Probing(setup, wanted, options)
+    for first in range(0, options.probes, options.together):
+        yield from run.group(range(first, min(first + options.together, options.probes)))
+
+
+class _Results:
+    """Sums over uses, for a group of probes."""
+
+    def __init__(self, probes: int, entries: int, samples: int) -> None:
+        self._probes = probes
+        self.weights = torch.zeros(probes, entries, samples, dtype=torch.float64)
+        self.activations: dict[str, list[Tensor]] = {}
+        self.counted = torch.zeros(samples, dtype=torch.bool)
+
+    def add_activation(self, unit: str, candidate: int, samples: slice, values: Tensor) -> None:
+        """Add ``[probes, samples]`` to a candidate of a unit's input."""
+        rows = self.activations.setdefault(unit, [])
+        if candidate == len(rows):
+            rows.append(self.weights.new_zeros((self._probes, len(self.counted))))
+        rows[candidate][:, samples] += values.cpu()
+
+    def each(self) -> Iterator[ProbeValues]:
+        """One probe's values after the other."""
+        for index in range(self._probes):
+            yield ProbeValues(
+                weights=self.weights[index],
+                activations={
+                    unit: torch.stack([row[index] for row in rows]) for unit, rows in self.activations.items()
+                },
+                counted=self.counted,
+            )
+
+
+class _Probing:
+    def __init__(self, setup: Setup, wanted: Sequence[tuple[str, Candidate]], options: ProbeOptions) -> None:
+        self._setup = setup
+        self._options = options
+        self._done = 0
+        self._flow = Dataflow.of(setup.program.model)
+        self._entries = Entries.of(setup.table, wanted)
+        self._uses = Uses.of(self._flow, self._entries.units)
+        self._changes = Changes(
+            program=setup.program,
+            units=self._entries.units,
+            candidates=self._entries.candidates,
+            operands=self._uses.operands,
+            quantize=options.quantize,
+            memory_bytes=options.changes_bytes,
+        )
+        self._plan = Plan(
+            program=setup.program,
+            flow=self._flow,
+            active=self._uses.active,
+            wanted=self._uses.at,
+            through=options.activation_changes is not None,
+            cast=torch.autocast(
+                setup.program.device.type, dtype=options.dtype, enabled=options.dtype is not None
+            ),
+        )
+        self._layouts = find_layouts(self._plan, self._start, setup.batches)
+
+    def group(self, probes: range) -> Iterator[ProbeValues]:
+        """Probes that share their forward passes."""
+        batches = self._setup.batches
+        results = _Results(len(probes), self._entries.count, len(batches.samples))
+        for batch in range(len(batches)):
+            for feed in self._layouts.feeds(batches, batch):
+                self._walk(probes, feed, results)
+                self._tell(len(probes) * feed.kept)
+        yield from results.each()
+
+    def _tell(self, samples: int) -> None:
+        self._done += samples
+        if self._options.progress is not None:
+            self._options.progress(self._done, self._options.probes * len(self._setup.batches.samples))
+
+    @property
+    def _start(self) -> Place | None:
+        """The first output, unless nothing that is probed could change it."""
+        output = self._flow.outputs[0]
+        return (output, 0) if isinstance(output, Node) and output in self._uses.active else None
+
+    def _walk(self, probes: range, feed: Feed, results: _Results) -> None:
+        tape = Tape(self._plan, feed.inputs)
+        output = tape.outputs[0]
+        mask = self._options.mask(feed.batch, feed.offset, feed.kept)
+        results.counted[feed.samples] = True if mask is None else (mask != 0).any(-1).cpu()
+        if self._start is None:
+            return
+        starts = [{self._start: self._cotangent(index, output, mask, feed)} for index in probes]
+        tape.backward(starts, lambda visit: self._visit(visit, feed, results))
+
+    def _cotangent(self, probe: int, output: Tensor, mask: Tensor | None, feed: Feed) -> Tensor:
+        """Where a probe's walk starts; 0 for fillers."""
+        kept = output[: feed.kept]
+        samples = self._setup.batches.samples[feed.samples].tolist()
+        signs = random_signs(self._options.seed, probe, samples, kept[0].numel())
+        reference = self._setup.reference
+        found = cotangent(reference.metric, kept, signs, mask=mask, variance=reference.variance)
+        if len(kept) == len(output):
+            return found.to(output.dtype)
+        return torch.cat([found.to(output.dtype), torch.zeros_like(output[feed.kept :])])
+
+    def _visit(self, visit: Visit, feed: Feed, results: _Results) -> None:
+        node = visit.step.node
+        step = VisitedStep(
+            visit=visit,
+            constant=self._setup.program.constant,
+            layouts={number: self._layouts.of((node, number)) for number in visit.outputs[0]},
+            samples=feed.fed,
+            cast=self._plan.cast,
+        )
+        for use in self._uses.at[node]:
+            for changes in self._changes.of(use.unit):
+                found = contract(step, {operand: changes.of[operand] for operand in use.operands})
+                rows = self._entries.rows[use.unit][changes.candidates]
+                results.weights[:, rows, feed.samples] += found[:, :, : feed.kept].cpu()
+            if self._options.activation_changes is not None:
+                self._visit_inputs(self._entries.units[use.unit], step, feed, results)
+
+    def _visit_inputs(self, unit: Unit, step: VisitedStep, feed: Feed, results: _Results) -> None:
+        """Products of a unit's input changes with what comes back to its inputs through this use."""
+        assert self._options.activation_changes is not None
+        for place in step.visit.sources[0]:
+            source, number = place
+            value = list(tensors_in(step.visit.values[source]))[number]
+            products = InnerProducts(
+                [walk[place] for walk in step.visit.sources], self._layouts.of(place), feed.fed
+            )
+            for index, change in enumerate(self._options.activation_changes(unit, source, value)):
+                found = products.with_output(change)[:, : feed.kept]
+                results.add_activation(unit.info.name, index, feed.samples, found)

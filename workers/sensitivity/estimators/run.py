@@ -1,0 +1,164 @@
+"""Estimates as a worker is asked for them: by files and names."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.fx import Node
+
+from workers.contracts import Candidate, EstimateRequest, Estimator, MeasureRequest
+from workers.graph.units import Unit
+from workers.quant import fake_quantize
+from workers.sensitivity.engine import sizes
+from workers.sensitivity.estimators.changes import Quantizer
+from workers.sensitivity.estimators.probe import (
+    ActivationChanges,
+    PositionMasks,
+    ProbeOptions,
+    ProbeValues,
+    probe,
+)
+from workers.sensitivity.estimators.scores import scores
+from workers.sensitivity.exact import Setup
+from workers.sensitivity.reference import first_output
+from workers.sensitivity.session import prepare
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Estimated:
+    """What was estimated.
+
+    Args:
+        values: ``[probes, entries, samples]``, float64: squares estimate costs, products interactions.
+        storage_bits: Of each entry, scales and zero points included.
+    """
+
+    values: NDArray[np.float64]
+    storage_bits: tuple[int, ...]
+
+
+def estimate(request: EstimateRequest) -> Estimated:
+    """Estimate the costs of all entries at once.
+
+    A pair of a weight's and its inputs' bit-widths changes the outputs, to first order, by the sum of what either does.
+
+    Raises:
+        WorkerError: See `workers.sensitivity.session.prepare` and `workers.sensitivity.estimators.probe.probe`.
+        OSError: A file cannot be read.
+    """
+    setup = prepare(_as_measure(request))
+    weights = list(dict.fromkeys((unit, _weight_part(candidate)) for unit, candidate in request.wanted))
+    widths = _activation_widths(setup, request.wanted)
+    options = ProbeOptions(
+        probes=request.probes,
+        together=request.probes,
+        seed=request.seed,
+        changes_bytes=request.memory_bytes,
+        activation_changes=_changes(setup, widths) if widths else None,
+        quantize=_quantizer(setup),
+        position_masks=_masks(setup),
+    )
+    storage = tuple(sizes(setup.table.unit(name), candidate)[1] for name, candidate in request.wanted)
+    if request.estimator != Estimator.PROBE:
+        scored = scores(setup, request.wanted, Estimator(request.estimator), options)
+        return Estimated(values=scored.clamp_min(0).sqrt()[None, :, None].numpy(), storage_bits=storage)
+    rows = torch.tensor(
+        [weights.index((unit, _weight_part(candidate))) for unit, candidate in request.wanted]
+    )
+    values = [_pairs(setup, request.wanted, rows, widths, found) for found in probe(setup, weights, options)]
+    return Estimated(values=torch.stack(values).numpy(), storage_bits=storage)
+
+
+def _as_measure(request: EstimateRequest) -> MeasureRequest:
+    """The same files and samples, as measuring names them: a worker keeps what it loaded for both."""
+    return MeasureRequest(
+        model_path=request.model_path,
+        calibration_path=request.calibration_path,
+        metric=request.metric,
+        wanted=request.wanted,
+        seed=request.seed,
+        samples=request.samples,
+        indices=request.indices,
+        batch_size=request.batch_size,
+        memory_bytes=request.memory_bytes,
+        device=request.device,
+        block=request.block,
+        observation=request.observation,
+    )
+
+
+def _weight_part(candidate: Candidate) -> Candidate:
+    return replace(candidate, activation_bits=None)
+
+
+def _activation_widths(setup: Setup, wanted: Sequence[tuple[str, Candidate]]) -> dict[str, list[int]]:
+    """Unit -> the bit-widths that its inputs may take."""
+    found: dict[str, list[int]] = {}
+    for name, candidate in wanted:
+        if candidate.activation_bits is not None:
+            widths = found.setdefault(setup.table.unit(name).info.name, [])
+            if candidate.activation_bits not in widths:
+                widths.append(candidate.activation_bits)
+    return found
+
+
+def _changes(setup: Setup, widths: dict[str, list[int]]) -> ActivationChanges:
+    ranges = setup.activations
+    assert ranges is not None
+
+    def changes(unit: Unit, node: Node, value: Tensor) -> Iterator[Tensor]:
+        for bits in widths.get(unit.info.name, ()):
+            yield ranges.quantizer(node.name, bits)(value) - value
+
+    return changes
+
+
+def _quantizer(setup: Setup) -> Quantizer:
+    """As candidates are measured: with what their schemes need to know of the inputs."""
+
+    def quantize(unit: Unit, weight: Tensor, candidate: Candidate) -> Tensor:
+        info = unit.info
+        return fake_quantize(
+            weight,
+            candidate,
+            output_channel_axis=info.output_channel_axis,
+            group_axis=info.group_axis,
+            name=info.name,
+            inputs=None if setup.moments is None else setup.moments.get(info.name),
+        )
+
+    return quantize
+
+
+def _masks(setup: Setup) -> PositionMasks | None:
+    """Which output positions of a batch count."""
+    if setup.batches.mask is None:
+        return None
+
+    def mask(batch: int) -> Tensor | None:
+        output = setup.reference.outputs[batch]
+        if output is None:
+            inputs = setup.batches.inputs_of(batch)
+            output = first_output(setup.program.run(inputs), setup.batches, batch)
+        return setup.batches.counted_of(batch, output)
+
+    return mask
+
+
+def _pairs(
+    setup: Setup,
+    wanted: Sequence[tuple[str, Candidate]],
+    rows: Tensor,
+    widths: dict[str, list[int]],
+    found: ProbeValues,
+) -> Tensor:
+    """One probe's values of all entries, ``[entries, samples]``."""
+    values = found.weights[rows]
+    for row, (name, candidate) in enumerate(wanted):
+        if candidate.activation_bits is not None:
+            unit = setup.table.unit(name).info.name
+            values[row] += found.activations[unit][widths[unit].index(candidate.activation_bits)]
+    return values
