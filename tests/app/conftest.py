@@ -169,6 +169,7 @@ class World:
             for entry in session.scalars(query).all()[:count]:
                 size = weights[entry.unit] * entry.bits
                 mean = cost(entry.unit, entry.bits) if cost else weights[entry.unit] * 4.0**-entry.bits
+                samples = entry.block_stop - entry.block_start
                 session.add(
                     Measurement(
                         key=entry.key,
@@ -182,9 +183,9 @@ class World:
                         size_bits=size,
                         storage_bits=size + 100,
                         mean=mean,
-                        standard_error=mean / 10,
+                        standard_error=mean / 10 if samples > 1 else None,
                         activation_bits=entry.activation_bits,
-                        samples=entry.block_stop - entry.block_start,
+                        samples=samples,
                         seconds=0.5,
                         created_at=at or utc_now(),
                     )
