@@ -27,6 +27,10 @@ _BEFORE = {
     Stage.SOLVE: (Stage.PROBE, Stage.MEASURE),
     Stage.VERIFY: (Stage.SOLVE,),
 }
+_WORK_BEFORE = {
+    Stage.SOLVE: (TaskKind.PROBE, TaskKind.MEASURE),
+    Stage.VERIFY: (TaskKind.SOLVE,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +132,20 @@ def start_job(session: Session, job_id: str) -> bool:
 
 
 def enter_stage(session: Session, job_id: str, stage: Stage) -> bool:
-    """Go to the next stage; entering SOLVE makes its task."""
+    """Go to the next stage, once no task of the one before is open; entering SOLVE makes its task.
+
+    A job may be in a stage more than once, so that its name alone does not tell that an instruction comes late.
+    """
     now = utc_now()
+    open_before = exists().where(
+        Task.job_id == Job.id, Task.kind.in_(_WORK_BEFORE[stage]), Task.state.in_(OPEN)
+    )
     reached = "measured_at" if stage is Stage.SOLVE else "solved_at"
     values = {"stage": stage, "stage_started_at": now, reached: now}
     moved = changed(
         session,
         update(Job)
-        .where(Job.id == job_id, Job.state == JobState.RUNNING, Job.stage.in_(_BEFORE[stage]))
+        .where(Job.id == job_id, Job.state == JobState.RUNNING, Job.stage.in_(_BEFORE[stage]), ~open_before)
         .values(values),
     )
     if moved and stage is Stage.SOLVE:

@@ -42,7 +42,7 @@ def _calibrated_lower(other: Plan, plan: Plan, metric: str) -> bool:
 
 
 def _best_baseline(plan: Plan, uniform: Sequence[Plan], metric: str) -> Plan | None:
-    """The uniform plan of least measured cost that keeps to budget and pins, if it beats the plan."""
+    """The uniform plan of least measured cost that keeps to the plan's rules, if it beats the plan."""
     own = measured_cost(plan, metric)
     if own is None:
         return None
@@ -55,13 +55,16 @@ def _best_baseline(plan: Plan, uniform: Sequence[Plan], metric: str) -> Plan | N
 
 
 def _fits(uniform: Plan, plan: Plan) -> bool:
-    """Whether a uniform plan keeps to another plan's budget, limits and pins."""
+    """Whether a uniform plan keeps to another plan's budget, limits, pins and ties."""
     whole_file = plan.spec.get("budget_counts") == BudgetCounts.FILE
     size = uniform.file_size_bits if whole_file else uniform.size_bits
     if size is None or plan.budget_bits is None or size > plan.budget_bits:
         return False
     takes = uniform.solver.get("limited", {})
     if any(takes.get(name, 0) > limit_of(name, text) for name, text in plan.spec.get("limits", {}).items()):
+        return False
+    ties = plan.spec.get("ties", [])
+    if any(uniform.choices[unit] != uniform.choices[group[0]] for group in ties for unit in group):
         return False
     return all(uniform.choices[unit]["bits"] == bits for unit, bits in plan.spec["pins"].items())
 
@@ -73,8 +76,9 @@ def _take_over(plan: Plan, better: Plan, origin: str) -> None:
     plan.choices = better.choices
     plan.objective = better.objective
     plan.predicted = better.predicted
-    kept = {name: better.solver[name] for name in ("limited", "interactions") if name in better.solver}
-    plan.solver = plan.solver | kept
+    about = ("limited", "interactions")  # of the choices, not of how they were found
+    kept = {name: value for name, value in plan.solver.items() if name not in about}
+    plan.solver = kept | {name: better.solver[name] for name in about if name in better.solver}
     plan.measured = better.measured
     plan.size_bits = better.size_bits
     plan.file_size_bits = better.file_size_bits

@@ -4,7 +4,7 @@ Words: the *searched* units are those a plan chooses for; all others, and whatev
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -178,12 +178,19 @@ class Search:
         )
 
     def uniform(self, bits: int) -> Draft:
-        """The baseline with the same bit-width everywhere it searches, whatever pins say: each unit's cheapest candidate."""
-        best: dict[str, Cell] = {}
-        for (unit, _), cell in self.table.items():
-            if cell.bits == bits and (unit not in best or _rank(cell) < _rank(best[unit])):
-                best[unit] = cell
-        return self._draft({unit: cell.candidate for unit, cell in best.items()})
+        """The baseline with the same bit-width everywhere it searches, whatever pins say.
+
+        Each unit takes the cheapest of its candidates of that width; units that are tied the one cheapest for them together.
+        """
+        names = self.problem.units
+        leader = {names[i]: names[group[0]] for group in self.problem.ties for i in group}
+        options: dict[str, dict[str, list[Cell]]] = {}
+        for (unit, candidate), cell in self.table.items():
+            if cell.bits == bits:
+                options.setdefault(leader.get(unit, unit), {}).setdefault(candidate, []).append(cell)
+        taken = [min(by_candidate.values(), key=_rank) for by_candidate in options.values()]
+        chosen = {cell.unit: cell.candidate for together in taken for cell in together}
+        return self._draft({unit: chosen[unit] for unit in names if unit in chosen})
 
     @cached_property
     def frontier(self) -> tuple[FrontierPoint, ...]:
@@ -253,9 +260,10 @@ def prepare(description: ModelDescription, cells: Iterable[Cell], spec: PlanSpec
     )
 
 
-def _rank(cell: Cell) -> tuple[float, int, str]:
+def _rank(together: Sequence[Cell]) -> tuple[float, int, str]:
     """Cheapest first; then smallest; then by name."""
-    return cell.cost, cell.storage_bits, cell.candidate
+    size = sum(cell.storage_bits for cell in together)
+    return math.fsum(cell.cost for cell in together), size, together[0].candidate
 
 
 def gap(objective: float | None, lower_bound: float | None) -> float | None:

@@ -98,4 +98,6 @@ def _error(row: Sensitivity, measured: int, samples: int) -> float:
     if row.source is Source.ESTIMATED:
         return row.model_error
     rest = max(samples - measured, 0) / samples
-    return (row.standard_error or 0.0) * math.sqrt(rest)
+    # One sample alone tells nothing of its error: then it may be as large as the cost.
+    error = abs(row.mean) if row.standard_error is None else row.standard_error
+    return error * math.sqrt(rest)

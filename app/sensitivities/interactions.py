@@ -17,7 +17,7 @@ from app.plans.planner import Search, candidate_name
 from app.sensitivities import repository
 from app.sensitivities.knowledge import Key, estimates
 from solver import Interactions
-from workers.contracts import ModelDescription
+from workers.contracts import Estimator, ModelDescription
 from workers.sampling import SampleBlock
 from workers.sensitivity.gram import pairwise_costs
 
@@ -65,8 +65,8 @@ def _sketches(session: Session, job: Job, description: ModelDescription) -> dict
         for row in repository.measurements(session, job.id, sketches=True):
             found[_key(row)].append(_Sketch(samples=row.samples, block=None, sketch=row.sketch))
         return found
-    estimated = estimates(session, job, description)
-    if estimated is None:
+    estimated = estimates(session, job, description) if job.request["estimator"] == Estimator.PROBE else None
+    if estimated is None:  # other estimators' scores are no changes of outputs
         return found
     _, probes, samples = estimated.values.shape
     changes = (estimated.values / np.sqrt(probes * samples)).reshape(len(estimated.keys), -1)

@@ -20,6 +20,8 @@ _SHARE = 0.5
 """A round leaves about this part of what is tolerated open."""
 _NEAR = 0.3
 """Entries of a unit that are doubted this much, as a share of its most doubted one, are measured with it."""
+_LEAST = 1e-12
+"""A plan counts as costing at least this share of the dearest entry: one that costs nothing has no share to tell."""
 _ERFC = np.frompyfunc(math.erfc, 1, 1)
 
 
@@ -67,7 +69,7 @@ def next_round(table: Table, budgets: Sequence[int], *, regret: float, time_limi
             continue
         chosen = solution.choice_indices
         losses = expected_losses(table, chosen, solution.multipliers)
-        scale = max(abs(solution.objective), 1e-300)
+        scale = max(abs(solution.objective), _LEAST * float(np.abs(table.problem.costs).max()), 1e-300)
         worst = max(worst, float(losses.max(axis=1).sum()) / scale)
         doubts = np.maximum(doubts, _shared(losses, table.errors, chosen) / scale)
     if worst <= regret:
@@ -81,25 +83,45 @@ def expected_losses(
     """What is expected to be lost by keeping a unit's choice rather than each other candidate, float64 [L, K].
 
     ``E[max(0, -(r + e))]`` with the reduced cost ``r`` and the normal error ``e`` of both candidates; 0 for the choice itself
-    and for what pins and bounds forbid.
+    and for what pins and bounds forbid. Units that are tied move together: their reduced costs add up, and each has the
+    part of the loss that its errors have of the variance.
 
     Args:
         table: What is known.
         chosen: int64 [L], the plan.
         prices: Cost of one bit (``size``), and of one unit of every other row, at the plan's limits.
     """
-    problem, at = table.problem, np.arange(len(chosen))
+    problem = table.problem
+    at = np.arange(len(chosen))
     priced = problem.costs + prices.get("size", 0.0) * problem.sizes
     for row in problem.rows:
         priced = priced + prices.get(row.name, 0.0) / row.scale * row.table
-    reduced = np.maximum(priced - priced[at, chosen][:, None], 0.0)
-    spread = np.hypot(table.errors, table.errors[at, chosen][:, None])
-    losses = np.where(spread > 0, _improvement(reduced, np.maximum(spread, 1e-300)), 0.0)
+    reduced = priced - priced[at, chosen][:, None]
+    variance = np.square(table.errors) + np.square(table.errors[at, chosen])[:, None]
+    slots, group_of = _moves(problem)
+    reduced, own = (np.take_along_axis(of, slots, axis=1) for of in (reduced, variance))
+    joint = _grouped(own, group_of)
+    losses = np.zeros_like(problem.costs)
+    moved = _improvement(np.maximum(_grouped(reduced, group_of), 0.0), np.sqrt(joint))
+    np.put_along_axis(losses, slots, moved * own / np.maximum(joint, 1e-300), axis=1)
     losses[at, chosen] = 0.0
-    if problem.allowed is not None:
-        losses[~problem.allowed] = 0.0
     losses[np.arange(losses.shape[1]) >= problem.counts[:, None]] = 0.0
-    return np.asarray(losses)
+    return losses
+
+
+def _moves(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Candidate of each unit in each slot of its group, int64 [L, K]; the group of each unit, int64 [L]."""
+    length, width = problem.costs.shape
+    known = problem.reduced
+    slots = np.broadcast_to(np.arange(width), (length, width)) if known.local is None else known.local
+    return slots, np.arange(length) if known.group_of is None else known.group_of
+
+
+def _grouped(values: NDArray[np.float64], group_of: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The sum over each unit's group, float64 [L, K]."""
+    total = np.zeros((int(group_of.max()) + 1, values.shape[1]))
+    np.add.at(total, group_of, values)
+    return np.asarray(total[group_of])
 
 
 def _shared(
@@ -116,8 +138,8 @@ def _shared(
 
 
 def _improvement(reduced: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``s phi(r/s) - r Phi(-r/s)``."""
-    ratio = np.minimum(reduced / spread, 38.0)
+    """``s phi(r/s) - r Phi(-r/s)``; 0 where nothing is uncertain."""
+    ratio = np.minimum(reduced / np.maximum(spread, 1e-300), 38.0)
     density = np.exp(-0.5 * ratio**2) / np.sqrt(2 * np.pi)
     tail = 0.5 * np.asarray(_ERFC(ratio / math.sqrt(2)), np.float64)
     return np.asarray(np.maximum(spread * density - reduced * tail, 0.0))

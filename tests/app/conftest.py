@@ -8,11 +8,14 @@ from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from app.db import Database, get_database
+from app.jobs import tasks
+from app.jobs.offer import offer_of
 from app.jobs.schemas import JobCreate
 from app.jobs.service import create_job
 from app.kit.ids import new_id
@@ -27,11 +30,15 @@ from app.models import (
     Model,
     ModelState,
     Plan,
+    ProbeResult,
     Stage,
+    Task,
+    TaskKind,
+    TaskState,
     utc_now,
 )
 from app.plans.conclusion import conclude_job
-from app.plans.service import solve_job
+from app.plans.service import job_description, solve_job
 from app.settings import Settings
 
 
@@ -162,6 +169,7 @@ class World:
             for entry in session.scalars(query).all()[:count]:
                 size = weights[entry.unit] * entry.bits
                 mean = cost(entry.unit, entry.bits) if cost else weights[entry.unit] * 4.0**-entry.bits
+                samples = entry.block_stop - entry.block_start
                 session.add(
                     Measurement(
                         key=entry.key,
@@ -175,12 +183,36 @@ class World:
                         size_bits=size,
                         storage_bits=size + 100,
                         mean=mean,
-                        standard_error=mean / 10,
-                        samples=40,
+                        standard_error=mean / 10 if samples > 1 else None,
+                        activation_bits=entry.activation_bits,
+                        samples=samples,
                         seconds=0.5,
                         created_at=at or utc_now(),
                     )
                 )
+
+    def estimate(self, job, values=None):
+        """Write what probes find: `values(unit, candidate, probe, sample)` squared is a cost."""
+        with self.database.write() as session:
+            row = session.get_one(Job, job.id)
+            offer = offer_of(job_description(session, row), row.request)
+            values = values or (lambda unit, candidate, _p, _s: 2.0**-candidate.bits)
+            for part in tasks.probe_parts(tasks.source_of(session, row), row.request, offer):
+                probes, block = range(row.request["probes"]), range(*part.block)
+                found = [[[values(*entry, p, s) for s in block] for entry in offer] for p in probes]
+                result = ProbeResult(
+                    key=part.key,
+                    model_sha256="0" * 64,
+                    probes=len(probes),
+                    entries=len(offer),
+                    samples=len(block),
+                    values=np.array(found, "<f4").tobytes(),
+                    storage_bits=list(range(len(offer))),
+                    seconds=0.1,
+                )
+                session.merge(result)
+            probing = update(Task).where(Task.job_id == job.id, Task.kind == TaskKind.PROBE)
+            session.execute(probing.values(state=TaskState.DONE))
 
     def solve(self, job):
         with self.database.write() as session:

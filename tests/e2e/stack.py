@@ -19,7 +19,7 @@ from torch import nn
 from app.db import Database
 from app.dispatch import run_files
 from app.export import export_model, write_dataset
-from app.models import Job, JobEntry, JobState, Lease, Measurement, Task, TaskState
+from app.models import Job, JobEntry, JobState, Lease, Measurement, ProbeResult, Task, TaskState
 from app.settings import Settings
 
 SERVE = """
@@ -172,6 +172,11 @@ class Stack:
                 .join(Measurement, Measurement.key == JobEntry.key)
                 .where(JobEntry.job_id == job_id)
             )
+
+    def probes(self):
+        """Key -> time of everything that is estimated."""
+        with self.database.read() as session:
+            return {key: at for key, at in session.execute(select(ProbeResult.key, ProbeResult.created_at))}
 
     def job(self, job_id):
         with self.database.read() as session:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.models import JobState, TaskState
+from app.models import JobState, Stage, TaskKind, TaskState
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -79,6 +79,33 @@ def test_a_cancelled_job_stops_within_one_entry(stack):
     again = stack.submit(scheme="channel-symmetric")  # the workers are free, and what is measured is not lost
     stack.await_done(again)
     stack.assert_nothing_was_computed_again(again)
+
+
+def test_workers_die_while_they_estimate_and_while_a_round_is_measured(stack):
+    job_id = stack.submit(metric="auto", scheme="channel-symmetric", regret=0.0005)
+
+    wait_until(lambda: any(task.worker for task in stack.tasks(job_id)))
+    stack.kill("worker-0")
+    wait_until(lambda: any(task.state is TaskState.DONE for task in stack.tasks(job_id)))
+    assert stack.job(job_id).stage is Stage.PROBE, "too late to hurt: the job has estimated everything"
+    before = stack.probes()
+    stack.kill("worker-1")
+
+    wait_until(lambda: stack.rows(job_id) >= 2 or stack.job(job_id).state.final)
+    assert stack.job(job_id).stage is Stage.MEASURE, "too late to hurt: the round is measured"
+    stack.kill("worker-0")
+    stack.kill("worker-1")
+
+    stack.await_done(job_id)
+    stack.assert_nothing_was_computed_again(job_id)
+    after = stack.probes()
+    assert before.items() <= after.items(), "what is estimated stays"
+    assert len(after) == 4
+    tasks = stack.tasks(job_id)
+    rounds = sum(task.kind is TaskKind.SOLVE for task in tasks) - 1
+    assert rounds >= 1
+    ordinals = sorted(task.ordinal for task in tasks if task.kind is TaskKind.MEASURE)
+    assert ordinals == list(range(len(ordinals)))
 
 
 def test_ctrl_c_ends_everything(stack):

@@ -52,6 +52,19 @@ DECISIONS = [
     (J.RUNNING, Stage.VERIFY, {(K.SOLVE, T.DONE): 1, (K.VERIFY, T.DONE): 4}, [ConcludeJob(job_id="j")]),
     # no budget could be met: no plan to verify, and that is a result
     (J.RUNNING, Stage.VERIFY, {(K.SOLVE, T.DONE): 1}, [ConcludeJob(job_id="j")]),
+    # estimating comes first where there is anything to estimate; what may still be measured follows from it
+    (J.QUEUED, None, {(K.PROBE, T.PENDING): 4}, []),
+    (J.QUEUED, None, {(K.PROBE, T.DONE): 4}, [StartJob(job_id="j")]),
+    (J.RUNNING, Stage.PROBE, {(K.PROBE, T.DONE): 3, (K.PROBE, T.RUNNING): 1}, []),
+    (J.RUNNING, Stage.PROBE, {(K.PROBE, T.DONE): 3, (K.PROBE, T.PENDING): 1}, []),
+    (J.RUNNING, Stage.PROBE, {(K.PROBE, T.DONE): 4}, [EnterStage(job_id="j", stage=Stage.SOLVE)]),
+    # a solving task has sent the job back to measuring, once or more
+    (J.RUNNING, Stage.MEASURE, {(K.PROBE, T.DONE): 4, (K.SOLVE, T.DONE): 1, (K.MEASURE, T.PENDING): 2}, []),
+    (J.RUNNING, Stage.MEASURE, {(K.PROBE, T.DONE): 4, (K.SOLVE, T.DONE): 1, (K.MEASURE, T.DONE): 2}, [EnterStage(job_id="j", stage=Stage.SOLVE)]),
+    (J.RUNNING, Stage.SOLVE, {(K.SOLVE, T.DONE): 1, (K.SOLVE, T.RUNNING): 1, (K.MEASURE, T.DONE): 2}, []),
+    (J.RUNNING, Stage.SOLVE, {(K.SOLVE, T.DONE): 2, (K.MEASURE, T.DONE): 2, (K.VERIFY, T.PENDING): 1}, [EnterStage(job_id="j", stage=Stage.VERIFY)]),
+    (J.RUNNING, Stage.PROBE, {(K.PROBE, T.FAILED): 1, (K.PROBE, T.RUNNING): 1}, FAIL),
+    (J.CANCELLED, Stage.PROBE, {(K.PROBE, T.RUNNING): 1}, [CancelTasks(job_id="j")]),
     # one task failed for good: the job fails at once, whatever else runs
     (J.RUNNING, Stage.MEASURE, {(K.MEASURE, T.FAILED): 1, (K.MEASURE, T.RUNNING): 1}, FAIL),
     (J.RUNNING, Stage.SOLVE, {(K.SOLVE, T.FAILED): 1}, FAIL),

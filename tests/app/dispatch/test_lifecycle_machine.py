@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.dispatch.engine import Phase, Report
 from app.dispatch.lifecycle import (
@@ -32,7 +32,10 @@ from app.models import TaskState as T
 
 ENTRIES = 3
 ATTEMPTS = 3
-BEFORE = {Stage.SOLVE: Stage.MEASURE, Stage.VERIFY: Stage.SOLVE}
+ROUNDS = 2
+BEFORE = {Stage.SOLVE: (Stage.PROBE, Stage.MEASURE), Stage.VERIFY: (Stage.SOLVE,)}
+WORK_BEFORE = {Stage.SOLVE: (K.PROBE, K.MEASURE), Stage.VERIFY: (K.SOLVE,)}
+OPEN = (T.PENDING, T.RUNNING)
 
 
 @dataclass
@@ -48,12 +51,23 @@ class World(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.job, self.stage = J.QUEUED, None
-        self.tasks: list[Task] = [Task(K.MEASURE) for _ in range(3)]
+        self.tasks: list[Task] = []
+        self.rounds = 0
+        self.late: list = []
         self.engine: dict[tuple[int, int], Phase] = {}
         self.ever_submitted: set[tuple[int, int]] = set()
         self.computed: Counter = Counter()
         self.ended: J | None = None
         self.done_before: set[int] = set()
+
+    @initialize(estimates=st.booleans())
+    def begin(self, estimates):
+        """What a job begins with: its probes, or all its entries."""
+        self.tasks = [Task(K.PROBE if estimates else K.MEASURE) for _ in range(3)]
+
+    @property
+    def estimates(self) -> bool:
+        return any(t.kind is K.PROBE for t in self.tasks)
 
     def view(self, number: int) -> TaskView:
         task = self.tasks[number]
@@ -62,8 +76,8 @@ class World(RuleBasedStateMachine):
     def apply(self, step):
         match step:
             case StartJob() if self.job is J.QUEUED:
-                self.job, self.stage = J.RUNNING, Stage.MEASURE
-            case EnterStage(stage=stage) if self.job is J.RUNNING and self.stage is BEFORE[stage]:
+                self.job, self.stage = J.RUNNING, Stage.PROBE if self.estimates else Stage.MEASURE
+            case EnterStage(stage=stage) if self.may_enter(stage):
                 self.stage = stage
                 if stage is Stage.SOLVE:
                     self.tasks.append(Task(K.SOLVE))
@@ -75,6 +89,19 @@ class World(RuleBasedStateMachine):
                 for task in self.tasks:
                     if task.state in (T.PENDING, T.RUNNING):
                         task.state = T.CANCELLED
+
+    def may_enter(self, stage: Stage) -> bool:
+        is_open = any(t.kind in WORK_BEFORE[stage] and t.state in OPEN for t in self.tasks)
+        return self.job is J.RUNNING and self.stage in BEFORE[stage] and not is_open
+
+    def solved(self, asks: bool):
+        """What a SOLVE task writes as it ends: entries that are still needed, or plans."""
+        if asks and self.estimates and self.rounds < ROUNDS:
+            self.rounds += 1
+            self.stage = Stage.MEASURE
+            self.tasks += [Task(K.MEASURE), Task(K.MEASURE)]
+        else:
+            self.tasks += [Task(K.VERIFY), Task(K.VERIFY)]
 
     def apply_to_task(self, step):
         match step:
@@ -88,11 +115,23 @@ class World(RuleBasedStateMachine):
         task = self.tasks[number]
         return task.state is T.RUNNING and task.attempt == attempt
 
+    def decided(self):
+        counts = Counter((t.kind, t.state) for t in self.tasks)
+        return decide(JobView(id="j", state=self.job, stage=self.stage, tasks=counts))
+
+    @rule()
+    def another_dispatcher_decides_and_falls_asleep(self):
+        self.late += [step for step in self.decided() if isinstance(step, EnterStage | StartJob)]
+
+    @rule()
+    def and_carries_it_out_much_later(self):
+        while self.late:
+            self.apply(self.late.pop(0))
+
     @rule()
     def dispatch(self):
         """One round of a dispatcher: read, decide, carry out, start what waits."""
-        counts = Counter((t.kind, t.state) for t in self.tasks)
-        for step in decide(JobView(id="j", state=self.job, stage=self.stage, tasks=counts)):
+        for step in self.decided():
             self.apply(step)
         for number, task in enumerate(self.tasks):
             if task.state is T.RUNNING:
@@ -118,8 +157,8 @@ class World(RuleBasedStateMachine):
         return sorted(key for key, phase in self.engine.items() if phase is Phase.RUNNING)
 
     @precondition(lambda self: self.running_keys())
-    @rule(data=st.data())
-    def a_worker_goes_on(self, data):
+    @rule(data=st.data(), asks=st.booleans())
+    def a_worker_goes_on(self, data, asks):
         """One entry, or the end; a worker whose attempt is not wanted any more stops (fencing)."""
         number, attempt = key = data.draw(st.sampled_from(self.running_keys()))
         task = self.tasks[number]
@@ -132,7 +171,7 @@ class World(RuleBasedStateMachine):
             task.state = T.DONE
             self.engine[key] = Phase.FINISHED
             if task.kind is K.SOLVE:
-                self.tasks += [Task(K.VERIFY), Task(K.VERIFY)]
+                self.solved(asks)
 
     @precondition(lambda self: self.running_keys())
     @rule(data=st.data(), permanent=st.booleans(), told=st.booleans())
@@ -177,36 +216,53 @@ class World(RuleBasedStateMachine):
     def a_job_is_done_only_when_all_is_done(self):
         if self.job is J.DONE:
             assert all(t.state is T.DONE for t in self.tasks)
-            assert Counter(t.kind for t in self.tasks) == {K.MEASURE: 3, K.SOLVE: 1, K.VERIFY: 2}
+            first = {K.PROBE: 3} if self.estimates else {K.MEASURE: 3}
+            made = Counter(first) + Counter(
+                {K.MEASURE: 2 * self.rounds, K.SOLVE: 1 + self.rounds, K.VERIFY: 2}
+            )
+            assert Counter(t.kind for t in self.tasks) == made
+
+    @invariant()
+    def one_search_at_a_time_and_none_while_its_data_are_not_there(self):
+        searching = [t for t in self.tasks if t.kind is K.SOLVE and t.state in OPEN]
+        assert len(searching) <= 1
+        if searching and not self.job.final:
+            assert not any(t.kind in WORK_BEFORE[Stage.SOLVE] and t.state in OPEN for t in self.tasks)
 
     @invariant()
     def failures_stay_within_bounds(self):
         assert all(t.failures < ATTEMPTS for t in self.tasks if t.state is not T.FAILED)
 
+    @rule(asks=st.booleans())
+    def a_quiet_round(self, asks):
+        """All that waits is started, and all that runs gets done."""
+        self.dispatch()
+        for number, task in enumerate(self.tasks):
+            if task.state is T.PENDING and not self.job.final:
+                self.apply(StartJob(job_id="j"))
+                task.state = T.RUNNING
+                self.ever_submitted.add((number, task.attempt))
+                self.engine[number, task.attempt] = Phase.RUNNING
+        for number, attempt in self.running_keys():
+            while self.engine[number, attempt] is Phase.RUNNING:
+                self.quiet_step(number, attempt, asks)
+
     def teardown(self):
         """From wherever it is, a quiet world brings the job to an end, with nothing left open."""
         for _ in range(200):
-            self.dispatch()
-            for number, task in enumerate(self.tasks):
-                if task.state is T.PENDING and not self.job.final:
-                    self.apply(StartJob(job_id="j"))
-                    task.state = T.RUNNING
-                    self.engine[number, task.attempt] = Phase.RUNNING
-            for number, attempt in self.running_keys():
-                while self.engine[number, attempt] is Phase.RUNNING:
-                    self.quiet_step(number, attempt)
+            self.a_quiet_round(asks=True)
             if self.job.final and not any(t.state in (T.PENDING, T.RUNNING) for t in self.tasks):
                 return
         raise AssertionError(f"the job hangs: {self.job} {self.stage} {self.tasks}")
 
-    def quiet_step(self, number, attempt):
+    def quiet_step(self, number, attempt, asks):
         task = self.tasks[number]
         if self.is_at(number, attempt) and self.job is J.RUNNING:
             task.entries, task.state = ENTRIES, T.DONE
             if task.kind is K.SOLVE:
-                self.tasks += [Task(K.VERIFY), Task(K.VERIFY)]
+                self.solved(asks)
         self.engine[number, attempt] = Phase.FINISHED
 
 
-World.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True)
+World.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, derandomize=True)
 test_any_order_of_events = World.TestCase

@@ -25,15 +25,54 @@ def solves(session, job_id):
     return session.scalars(select(Task).where(Task.job_id == job_id, Task.kind == TaskKind.SOLVE)).all()
 
 
+def finish_tasks(session, job_id):
+    for task in session.scalars(select(Task).where(Task.job_id == job_id)):
+        task.state = TaskState.DONE
+    session.flush()
+
+
 def test_a_stage_is_entered_once_and_from_the_one_before(session):
     job_id = job_in(session, JobState.RUNNING, Stage.MEASURE)
     assert not store.enter_stage(session, job_id, Stage.VERIFY)
+    finish_tasks(session, job_id)
     assert store.enter_stage(session, job_id, Stage.SOLVE)
     assert not store.enter_stage(session, job_id, Stage.SOLVE)
     assert len(solves(session, job_id)) == 1
+    finish_tasks(session, job_id)
     assert store.enter_stage(session, job_id, Stage.VERIFY)
     assert not store.enter_stage(session, job_id, Stage.SOLVE)
     assert session.get_one(Job, job_id, populate_existing=True).stage is Stage.VERIFY
+
+
+@pytest.mark.parametrize("state", [TaskState.PENDING, TaskState.RUNNING])
+@pytest.mark.parametrize(
+    ("stage", "kind", "then"),
+    [
+        (Stage.PROBE, TaskKind.PROBE, Stage.SOLVE),
+        (Stage.MEASURE, TaskKind.MEASURE, Stage.SOLVE),
+        (Stage.SOLVE, TaskKind.SOLVE, Stage.VERIFY),
+    ],
+)
+def test_an_instruction_from_an_earlier_visit_to_the_stage_does_nothing(session, stage, kind, then, state):
+    job_id = job_in(session, JobState.RUNNING, stage)
+    finish_tasks(session, job_id)
+    task = add_task(session, kind, job_id=job_id, ordinal=1, state=state)
+    assert not store.enter_stage(session, job_id, then)
+    assert session.get_one(Job, job_id, populate_existing=True).stage is stage
+    task.state = TaskState.DONE
+    session.flush()
+    assert store.enter_stage(session, job_id, then)
+
+
+def test_a_job_that_estimates_starts_by_it(session):
+    job_id = job_in(session, JobState.QUEUED)
+    add_task(session, TaskKind.PROBE, job_id=job_id)
+    other = job_in(session, JobState.QUEUED)
+    assert store.start_job(session, job_id)
+    assert store.start_job(session, other)
+    assert not store.start_job(session, job_id)
+    assert session.get_one(Job, job_id, populate_existing=True).stage is Stage.PROBE
+    assert session.get_one(Job, other, populate_existing=True).stage is Stage.MEASURE
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.DONE, JobState.FAILED, JobState.CANCELLED])

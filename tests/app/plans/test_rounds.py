@@ -1,0 +1,218 @@
+"""What a job still has to measure: from its rows to the next block of samples, and nothing twice."""
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from app.dispatch import work
+from app.dispatch.lifecycle import Requeue
+from app.dispatch.shard import DONE, STOPPED, run_task
+from app.dispatch.store import enter_stage, requeue
+from app.jobs.tasks import cut
+from app.models import Job, JobEntry, JobState, Plan, Stage, Task, TaskKind, TaskState
+from app.plans.rounds import MEASURE_BLOCKS, further_entries, measure_further
+
+FINE = 1e-6
+"""So little is tolerated that everything in doubt is asked for."""
+
+
+def further(world, job):
+    with world.database.read() as session:
+        return further_entries(session, job.id)
+
+
+def solving(world, job):
+    """The job has estimated, or measured, what it asked for, and its SOLVE task runs; the task's id."""
+    with world.database.write() as session:
+        assert enter_stage(session, job.id, Stage.SOLVE)
+        task = session.scalars(
+            select(Task).where(
+                Task.job_id == job.id, Task.kind == TaskKind.SOLVE, Task.state == TaskState.PENDING
+            )
+        ).one()
+        task.state = TaskState.RUNNING
+        return task.id
+
+
+def solve(world, task_id, attempt=0):
+    return run_task(world.settings.model_dump(mode="json"), task_id, attempt)
+
+
+def entries(world, job):
+    with world.database.read() as session:
+        query = select(JobEntry).where(JobEntry.job_id == job.id).order_by(JobEntry.ordinal)
+        return session.scalars(query).all()
+
+
+def tasks_of(world, job, kind):
+    with world.database.read() as session:
+        query = (
+            select(Task)
+            .where(Task.job_id == job.id, Task.kind == kind)
+            .order_by(Task.ordinal, Task.created_at)
+        )
+        return session.scalars(query).all()
+
+
+def get(world, job):
+    with world.database.read() as session:
+        return session.get_one(Job, job.id)
+
+
+def noisy(unit, candidate, probe, sample):
+    """Costs that differ by unit and sample."""
+    return (1 + 0.5 * (hash_of(unit) + sample) % 3) * 2.0**-candidate.bits
+
+
+def hash_of(text):
+    return sum(text.encode())
+
+
+@pytest.fixture
+def estimated(world):
+    """A job whose probes are done."""
+
+    def make(**values):
+        job = world.job(metric="auto", **{"regret": FINE} | values)
+        world.start(job, Stage.PROBE)
+        world.estimate(job, noisy)
+        return job
+
+    return make
+
+
+def finish_measuring(world, job, cost):
+    world.measure(job, cost=cost)
+    with world.database.write() as session:
+        for task in session.scalars(select(Task).where(Task.job_id == job.id, Task.kind == TaskKind.MEASURE)):
+            task.state = TaskState.DONE
+
+
+def test_the_first_round_asks_for_the_first_block(world, estimated):
+    job = estimated()
+    wanted = further(world, job)
+    assert list(wanted) == [(0, 10)]
+    assert wanted[0, 10]
+    offered = {
+        (u, b) for u in ("stem.weight", "q.weight", "k.weight", "head.weight") for b in (2, 3, 4, 5, 6, 8)
+    }
+    assert {(unit, c.bits) for unit, c in wanted[0, 10]} <= offered
+
+
+def test_a_generous_tolerance_asks_for_nothing_and_so_do_jobs_that_refine_nothing(world, estimated):
+    assert further(world, estimated(regret=1.0, budgets=["8 bits"])) == {}
+    measured = world.job()
+    world.measure(measured)
+    assert further(world, measured) == {}
+    scored = world.job(metric="fisher")
+    world.estimate(scored)
+    assert further(world, scored) == {}
+
+
+def test_rounds_go_on_block_by_block_to_the_end_and_never_ask_twice(world, estimated):
+    job = estimated(candidates=[2, 4, 8])
+    rng, numbers, rounds_made = np.random.default_rng(0), [0], 0
+    while True:
+        task_id = solving(world, job)
+        assert solve(world, task_id) == DONE
+        row = get(world, job)
+        if row.stage is Stage.SOLVE:
+            break
+        assert row.stage is Stage.MEASURE
+        rounds_made += 1
+        assert rounds_made < 50, "it does not end"
+        finish_measuring(world, job, lambda unit, bits: hash_of(unit) * 4.0**-bits * rng.uniform(0.3, 3))
+        numbers.append(len(entries(world, job)))
+    assert rounds_made >= 2
+    assert numbers == sorted(set(numbers)), "a round asked for nothing"
+    found = entries(world, job)
+    asked = [(e.unit, e.bits, e.block_start) for e in found]
+    assert len(set(asked)) == len(asked)
+    assert len({e.key for e in found}) == len(found)
+    blocks = cut(40, MEASURE_BLOCKS)
+    for cell in {(e.unit, e.bits) for e in found}:
+        mine = [(e.block_start, e.block_stop) for e in found if (e.unit, e.bits) == cell]
+        assert tuple(mine) == blocks[: len(mine)], "blocks come in order"
+    assert [e.ordinal for e in found] == list(range(len(found)))
+    assert [t.ordinal for t in tasks_of(world, job, TaskKind.MEASURE)] == list(range(len(tasks_of(world, job, TaskKind.MEASURE))))  # fmt: skip
+    with world.database.read() as session:
+        assert session.scalars(select(Plan).where(Plan.job_id == job.id)).all()
+
+
+def test_what_is_measured_on_all_samples_is_settled(world, estimated):
+    job = estimated(candidates=[2, 4])
+    with world.database.read() as session:
+        offer = [(u, c) for wanted in further_entries(session, job.id).values() for u, c in wanted]
+    for block in cut(40, MEASURE_BLOCKS):
+        with world.database.write() as session:
+            measure_further(session, job.id, {block: offer}, world.settings)
+    world.measure(job)
+    asked = {(u, str(c)) for u, c in offer}
+    assert not asked & {(u, str(c)) for wanted in further(world, job).values() for u, c in wanted}
+
+
+def test_one_sample_alone_is_not_taken_as_exact(world):
+    job = world.job(metric="auto", regret=FINE, candidates=[2, 4], dataset=world.dataset(samples=4).id)
+    world.start(job, Stage.PROBE)
+    world.estimate(job, noisy)
+    with world.database.write() as session:
+        measure_further(session, job.id, {(0, 1): further(world, job)[0, 1]}, world.settings)
+    world.measure(job, cost=lambda _unit, bits: 4.0**-bits)
+    assert further(world, job)[1, 2]
+
+
+def test_solving_sends_the_job_back_in_one_transaction(world, estimated, monkeypatch):
+    job = estimated()
+    task_id = solving(world, job)
+    finish = work.finish
+
+    def broken(_session, _claim):
+        raise ZeroDivisionError("after all was written")
+
+    monkeypatch.setattr(work, "finish", broken)
+    solve(world, task_id)
+    assert entries(world, job) == []
+    assert get(world, job).stage is Stage.SOLVE
+    monkeypatch.setattr(work, "finish", finish)
+    with world.database.write() as session:
+        session.get_one(Task, task_id).state = TaskState.RUNNING
+    assert solve(world, task_id, 1) == DONE
+    row = get(world, job)
+    assert (row.stage, row.solved_at) == (Stage.MEASURE, None)
+    assert row.stage_started_at >= row.measured_at
+    assert {t.state for t in tasks_of(world, job, TaskKind.MEASURE)} == {TaskState.PENDING}
+    assert sum(1 for _ in entries(world, job)) > 0
+
+
+def test_a_lost_claim_asks_for_nothing(world, estimated, monkeypatch):
+    job = estimated()
+    task_id = solving(world, job)
+
+    def meanwhile(session, job_id):
+        found = further_entries(session, job_id)
+        with world.database.write() as other:
+            assert requeue(other, Requeue(task_id=task_id, attempt=0, failed=False))
+        return found
+
+    from app.dispatch import shard
+
+    monkeypatch.setattr(shard, "further_entries", meanwhile)
+    assert solve(world, task_id) == STOPPED
+    assert entries(world, job) == []
+    assert get(world, job).stage is Stage.SOLVE
+    monkeypatch.undo()
+    with world.database.write() as session:
+        session.get_one(Task, task_id).state = TaskState.RUNNING
+    assert solve(world, task_id, 1) == DONE
+    once = [e.key for e in entries(world, job)]
+    assert solve(world, task_id, 1) == STOPPED, "the same attempt again finds its work done"
+    assert [e.key for e in entries(world, job)] == once
+
+
+def test_a_cancelled_job_asks_for_nothing(world, estimated):
+    job = estimated()
+    task_id = solving(world, job)
+    with world.database.write() as session:
+        session.get_one(Job, job.id).state = JobState.CANCELLED
+    assert solve(world, task_id) == STOPPED
+    assert entries(world, job) == []
