@@ -196,7 +196,7 @@ def test_a_plans_page_shows_its_certificate_and_every_choice(api, world):
     for unit in plan["choices"]:
         assert unit in text
     baseline = api.get(f"/v1/jobs/{job.id}/plans?role=uniform").json()["items"][0]
-    assert "Baseline: the same candidate in every unit." in page(api, f"/plans/{baseline['id']}").text
+    assert "Baseline: the same bit-width in every unit." in page(api, f"/plans/{baseline['id']}").text
 
 
 def test_the_report_is_a_download_that_stands_alone(api, world):
