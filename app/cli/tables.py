@@ -198,8 +198,12 @@ def _measured(plan: Document, metric: str, where: str, *, digits_of: str = "numb
 def _bound(plan: Document) -> Text:
     objective, bound = plan.get("objective"), plan.get("lower_bound")
     unit = quantities.measure(str(plan["settings"]["predicts"])).unit
+    joint = (plan.get("solver") or {}).get("interactions")
+    with_pairs = (
+        f"Predicted with interactions {quantities.number(joint['objective'], 6)} {unit}. " if joint else ""
+    )
     return Text(
-        f"Objective {quantities.number(objective, 6)} {unit}, lower bound {quantities.number(bound, 6)} {unit}, "
+        f"{with_pairs}Objective {quantities.number(objective, 6)} {unit}, lower bound {quantities.number(bound, 6)} {unit}, "
         f"relative gap {words.gap_words(plan)}."
     )
 

@@ -150,19 +150,27 @@ def _handed_over(plan: Mapping[str, Any]) -> list[str]:
     sentences = []
     search = (plan.get("solver") or {}).get("search") or {}
     metric = next(iter(plan.get("predicted") or {}), None)
+    joint = plan.get("origin") == "interactions"
+    costs = _calibrated if joint else measured_cost
+    where, other, own = (
+        (
+            "On the calibration data, which decide between the two, it",
+            "plan of added costs",
+            "Its costs add up to",
+        )
+        if joint
+        else ("It", "plan found by the search", "Its predicted cost is")
+    )
     if metric is not None:
-        costs = _calibrated if plan.get("origin") == "interactions" else measured_cost
         ours, theirs = (costs(p.get("measured"), metric) for p in (plan, search))
         if ours is not None and theirs is not None:
-            where = (
-                "On the calibration data, which decide between the two, it" if costs is _calibrated else "It"
-            )
             sentences.append(
-                f"{where} measured {quantities.metric_value(ours, metric)} of {quantities.measure(metric).title}, the plan"
-                f" found by the search {quantities.metric_value(theirs, metric)}."
+                f"{where} measured {quantities.metric_value(ours, metric)} of {quantities.measure(metric).title}, the "
+                f"{other} {quantities.metric_value(theirs, metric)}."
             )
     if plan.get("relative_gap") is not None:
-        sentences.append(f"Its predicted cost is within {gap_words(plan)} of the best predicted one.")
+        best = "least possible" if joint else "best predicted one"
+        sentences.append(f"{own} within {gap_words(plan)} of the {best}.")
     return sentences
 
 
