@@ -42,19 +42,24 @@ def result(document: Document) -> RenderableType:
 
 
 def unfinished(document: Document) -> RenderableType:
-    """A search that has no plan yet: how far it is and what was measured."""
-    measured = document.get("sensitivities", [])
-    heading = quantities.heading(str(document["settings"]["compare"]))
-    shown = table("Measured so far", "Unit", ">Bits", f">{heading}", ">Standard error")
-    for row in measured:
+    """A search that has no plan yet: how far it is and what is known."""
+    known = document.get("sensitivities", [])
+    heading = quantities.heading(str(document["settings"]["predicts"]))
+    shown = table("Known so far", "Unit", "Candidate", f">{heading}", ">Standard error", "Source")
+    for row in known:
         shown.add_row(
             escape(row["unit"]),
-            str(row["bits"]),
+            candidate_words(row),
             quantities.number(row["mean"]),
             quantities.number(row["standard_error"], 2),
+            row["source"],
         )
+    measured = sum(row["source"] == "measured" for row in known)
     return Group(
-        Text(f"{document['job']} is {document['state']}; {len(measured)} entries are measured."), shown
+        Text(
+            f"{document['job']} is {document['state']}; {measured} entries are measured, {len(known) - measured} estimated."
+        ),
+        shown,
     )
 
 
