@@ -196,7 +196,7 @@ class Client:
         return self._get(f"jobs/{_segment(job_id)}/frontier")
 
     def create_plan(self, job_id: str, request: Mapping[str, Any]) -> Document:
-        """A plan for another budget, pin or tie, on the stored measurements.
+        """A plan for another budget, pin or tie, on the stored costs.
 
         Args:
             job_id: Whose measurements.

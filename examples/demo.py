@@ -1,8 +1,9 @@
 """EfficientNet-Lite0 from upload to a measured plan, through the service as it runs in production.
 
 Starts the service on a free port, uploads the network and photos (see `efficientnet_lite0.py`), asks for 4 bits per
-weight on average, shows the progress, and ends with the plan next to uniform quantization. Then the job's page stays
-open until Ctrl-C. Run again, it answers at once from what it measured; ``--fresh`` begins anew.
+weight on average, shows the progress (all candidates are estimated, those that could change the plan are measured),
+and ends with the plan next to uniform quantization. Then the job's page stays open until Ctrl-C. Run again, it answers
+at once from what it found; ``--fresh`` begins anew.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from app.cli.output import Output, check_writable
 from app.cli.progress import job_progress, transfer_progress
 from app.client import Client
 from app.kit.ids import content_sha256
-from app.report import quantities, render_report
+from app.report import quantities, render_report, words
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / ".bitwright" / "demo"
@@ -35,7 +36,7 @@ REQUEST = {
     "budgets": ["4 bits"],
     "candidates": [2, 3, 4, 5, 6, 8],
     "scheme": "channel-asymmetric",
-    "metric": "kl",
+    "metric": "auto",
     "name": "Demo: EfficientNet-Lite0 at 4 bits",
 }
 STOP_S = 15
@@ -119,6 +120,7 @@ def show(out: Output, document: dict[str, Any], elapsed_s: float) -> Path:
     report = OUTPUT / "report.html"
     report.write_text(render_report(document), encoding="utf-8")
     out.console.print()
+    out.console.print(escape(words.effort_words(document)))
     out.console.print(escape(gain(document)))
     out.console.print(f"Report: {report.relative_to(ROOT)}   Time: {quantities.duration(elapsed_s)}")
     return report
@@ -145,7 +147,7 @@ def main() -> None:
     )
     parser.add_argument("--exit", action="store_true", help="end when the result is there")
     parser.add_argument("--json", metavar="OUT", help="write the result as JSON; '-' is standard output")
-    parser.add_argument("--fresh", action="store_true", help="forget what earlier runs measured")
+    parser.add_argument("--fresh", action="store_true", help="forget what earlier runs found")
     parser.add_argument("--port", type=int, default=0, help="of the service; a free one if not given")
     given = parser.parse_args()
     if given.json is not None:

@@ -23,6 +23,7 @@ from workers.intake.packing import packed
         'bitwright search model.pt2 --calibration photos.safetensors --budget "4 bits"',
         'bitwright search model.pt2 --calibration c.safetensors --evaluation e.safetensors --budget "12 MB"',
         'bitwright search model.pt2 --calibration c.safetensors --budget "4 bits" --pin classifier.weight=8',
+        'bitwright search m.pt2 --calibration c.safetensors --budget "3 MB" --activations 8 --limit bit_operations=12G',
         'bitwright search model.pt2 --calibration c.safetensors --budget "4 bits" --gate "kl<=0.01" --json -',
     ),
 )
@@ -41,8 +42,8 @@ def search(
 ) -> None:
     """Search bit-widths for MODEL (.pt2 or a Hugging Face folder) here and now, without a server.
 
-    Measurements are kept in the data directory: an interrupted search goes on where it was, and another budget on the
-    same data costs no measuring.
+    Estimates and measurements are kept in the data directory: an interrupted search goes on where it was, and another
+    budget on the same data costs little or no measuring.
     """
     out = output_of(context)
     require("worker", "torch", "safetensors")  # said now rather than by the processes that measure

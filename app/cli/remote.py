@@ -15,6 +15,7 @@ from app.cli.output import Output, json_flag, json_out, output_of
 from app.cli.progress import job_progress, transfer_progress
 from app.client import Client, JobUpdate
 from app.report import quantities, words
+from app.report.summary import candidate_words
 from workers.intake.packing import packed
 
 
@@ -152,7 +153,7 @@ def cancel(context: click.Context, /, job: str, server: str) -> None:
 @json_flag
 @click.pass_context
 def plan(context: click.Context, /, identifier: str, budget: str | None, server: str, **given: Any) -> None:
-    """Solve for another budget, pin or tie on a job's stored measurements, or show a plan."""
+    """Solve for another budget, pin, tie or limit on what a job knows of costs, or show a plan."""
     out = output_of(context)
     with Client(server) as client:
         if identifier.startswith("pln_"):
@@ -236,5 +237,6 @@ def _show_plan(out: Output, plan: dict[str, Any]) -> None:
     )
     shown = tables.table("", "Unit", ">Bits", "Scheme")
     for unit, choice in plan["choices"].items():
-        shown.add_row(escape(unit), str(choice["bits"]), choice["scheme"])
+        bits, _, scheme = candidate_words(choice).partition(" · ")
+        shown.add_row(escape(unit), bits, scheme)
     out.console.print(shown)

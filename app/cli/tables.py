@@ -42,19 +42,24 @@ def result(document: Document) -> RenderableType:
 
 
 def unfinished(document: Document) -> RenderableType:
-    """A search that has no plan yet: how far it is and what was measured."""
-    measured = document.get("sensitivities", [])
-    heading = quantities.heading(str(document["settings"]["compare"]))
-    shown = table("Measured so far", "Unit", ">Bits", f">{heading}", ">Standard error")
-    for row in measured:
+    """A search that has no plan yet: how far it is and what is known."""
+    known = document.get("sensitivities", [])
+    heading = quantities.heading(str(document["settings"]["predicts"]))
+    shown = table("Known so far", "Unit", "Candidate", f">{heading}", ">Standard error", "Source")
+    for row in known:
         shown.add_row(
             escape(row["unit"]),
-            str(row["bits"]),
+            candidate_words(row),
             quantities.number(row["mean"]),
             quantities.number(row["standard_error"], 2),
+            row["source"],
         )
+    measured = sum(row["source"] == "measured" for row in known)
     return Group(
-        Text(f"{document['job']} is {document['state']}; {len(measured)} entries are measured."), shown
+        Text(
+            f"{document['job']} is {document['state']}; {measured} entries are measured, {len(known) - measured} estimated."
+        ),
+        shown,
     )
 
 
@@ -198,8 +203,12 @@ def _measured(plan: Document, metric: str, where: str, *, digits_of: str = "numb
 def _bound(plan: Document) -> Text:
     objective, bound = plan.get("objective"), plan.get("lower_bound")
     unit = quantities.measure(str(plan["settings"]["predicts"])).unit
+    joint = (plan.get("solver") or {}).get("interactions")
+    with_pairs = (
+        f"Predicted with interactions {quantities.number(joint['objective'], 6)} {unit}. " if joint else ""
+    )
     return Text(
-        f"Objective {quantities.number(objective, 6)} {unit}, lower bound {quantities.number(bound, 6)} {unit}, "
+        f"{with_pairs}Objective {quantities.number(objective, 6)} {unit}, lower bound {quantities.number(bound, 6)} {unit}, "
         f"relative gap {words.gap_words(plan)}."
     )
 

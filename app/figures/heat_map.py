@@ -17,14 +17,15 @@ Key = tuple[str, Row]
 
 
 def sensitivity_heat_map(result: dict[str, Any], plan: dict[str, Any] | None = None) -> Figure:
-    """Cost of every candidate in every unit, log colour scale; what is not measured yet stays empty.
+    """Cost of every candidate in every unit, log colour scale; what is not known yet stays empty.
 
     Args:
         result: A result document; ``sensitivities`` may be incomplete.
         plan: The plan whose choices are marked; none are marked without one.
 
     Returns:
-        Traces ``cost`` (positive costs), ``at or below zero`` (where there are any), ``chosen`` (with a plan).
+        Traces ``cost`` (positive costs), ``at or below zero`` (where there are any), ``chosen`` (with a plan), ``measured``
+        (where others are estimated).
     """
     metric = str(result["settings"]["predicts"])
     entries = {(e["unit"], _row(e)): e for e in result["sensitivities"] if e["metric"] == metric}
@@ -45,7 +46,7 @@ def sensitivity_heat_map(result: dict[str, Any], plan: dict[str, Any] | None = N
             showgrid=False,
         ),
         plot_bgcolor="rgba(128,134,148,0.10)",
-        margin={"l": 8, "r": 8, "t": 38 if plan else 16, "b": 8},
+        margin={"l": 8, "r": 8, "t": 38 if plan or _is_mixed(entries) else 16, "b": 8},
     )
     grid = [[entries.get((unit, row)) for unit in units] for row in rows]
     _add_costs(figure, grid, names, labels, metric)
@@ -53,6 +54,8 @@ def sensitivity_heat_map(result: dict[str, Any], plan: dict[str, Any] | None = N
         label = dict(zip(rows, labels, strict=True))
         chosen = {unit: label.get(_row(c)) for unit, c in plan["choices"].items()}
         _mark_choices(figure, [(name, chosen.get(unit)) for unit, name in zip(units, names, strict=True)])
+    if _is_mixed(entries):
+        _mark_measured(figure, grid, names, labels)
     return figure
 
 
@@ -139,6 +142,39 @@ def _hover(entry: dict[str, Any] | None, metric: str) -> list[str] | None:
         + (", estimated" if entry.get("source") == "estimated" else ""),
     ]
     return [theme.plain(entry["unit"]), "<br>".join(lines)]
+
+
+def _is_mixed(entries: dict[Key, dict[str, Any]]) -> bool:
+    """Whether some costs are measured and some estimated."""
+    return len({e.get("source", "measured") for e in entries.values()}) > 1
+
+
+def _mark_measured(
+    figure: Figure, grid: list[list[dict[str, Any] | None]], names: list[str], labels: list[str]
+) -> None:
+    """A small dark diamond in the cell of each measured candidate, to be seen on any colour and within the dot of a choice."""
+    marked = [
+        (name, label)
+        for label, row in zip(labels, grid, strict=True)
+        for name, entry in zip(names, row, strict=True)
+        if entry is not None and entry.get("source") != "estimated"
+    ]
+    figure.add_trace(
+        Scatter(
+            x=[name for name, _ in marked],
+            y=[label for _, label in marked],
+            mode="markers",
+            name="measured, others estimated",
+            hoverinfo="skip",
+            marker={
+                "symbol": "diamond",
+                "size": min(6.0, max(3.0, 300 / max(len(names), 1))),
+                "color": "#14181f",
+                "line": {"width": 0.75, "color": "#ffffff"},
+            },
+            showlegend=True,
+        )
+    )
 
 
 def _mark_choices(figure: Figure, chosen: list[tuple[str, str | None]]) -> None:

@@ -61,7 +61,7 @@ _LOCATION = {"Location": {"schema": {"type": "string"}, "description": "Where th
 def create_job(
     ctx: Ctx, create: JobCreate, request: Request, response: Response, idempotency_key: Key = None
 ) -> JobRead:
-    """Queue a search: measure what is not yet measured, solve for each budget, measure the plans.
+    """Queue a search: estimate and measure what is not known yet, solve for each budget, measure the plans.
 
     Everything is checked against the model and the data before anything is stored. With an `Idempotency-Key` the request
     may be repeated: the same body gets the same job.

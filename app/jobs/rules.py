@@ -152,6 +152,8 @@ def check_method(metric: str, compare: str | None, description: ModelDescription
             f"{metric!r} cannot estimate {compare!r}", "compare", compare, [m.value for m in _ESTIMATED]
         )
     named = compare or (Metric.KL.value if _has_classes(description) else Metric.MSE.value)
+    if metric == Estimator.HESSIAN_TRACE and named == Metric.MSE:
+        raise InvalidRequest(f"{metric!r} is that of a cross entropy", "compare", named, [Metric.KL.value])
     return Method(
         compare=_comparison("compare", named, description),
         estimator=PROBE if metric == AUTO else metric,

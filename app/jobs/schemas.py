@@ -29,12 +29,29 @@ _EXAMPLE: dict[str, Any] = {
     "holdout": 0.25,
     "name": "EfficientNet-Lite0 at 4 bits",
 }
+_WIDER_EXAMPLE: dict[str, Any] = {
+    "model": "mdl_01jd8y0v3k6zq2m4n5p7r8s9ta",
+    "dataset": "dat_01jd8y1b2c3d4e5f6g7h8j9kmn",
+    "evaluation_dataset": "dat_01jd8y1b2c3d4e5f6g7h8j9kmp",
+    "budgets": ["3 MB"],
+    "budget_counts": "file",
+    "candidates": [3, 4, 8],
+    "schemes": ["channel-asymmetric", "group:64-symmetric-mse"],
+    "activation_candidates": [4, 8],
+    "limits": {"bit_operations": "12G"},
+    "metric": "auto",
+    "compare": "mse",
+    "regret": 0.02,
+    "probes": 8,
+}
 
 
 class JobCreate(BaseModel):
-    """A search: which model, measured on which data, under which budgets."""
+    """A search: which model, on which data, what is on offer, under which budgets and rules."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [_EXAMPLE, _WIDER_EXAMPLE]}
+    )
 
     model: str = Field(max_length=64, description="Id of a registered model.")
     dataset: str = Field(max_length=64, description="Id of the calibration dataset.")
@@ -47,7 +64,7 @@ class JobCreate(BaseModel):
         min_length=1,
         max_length=32,
         description='With a unit each: "4 bits" (average per searched weight), "12 MB" (10^6 bytes), "12 MiB", '
-        '"123456 bits total", "3.5x" (against the stored float weights). The first one\'s plan is handed over.',
+        '"123456 bits total", "3.5x" or "0.4 of float" (against the stored float weights). The first one\'s plan is handed over.',
     )
     budget_counts: str = Field(
         default="weights",
@@ -57,7 +74,7 @@ class JobCreate(BaseModel):
     candidates: list[int] = Field(
         default=[2, 3, 4, 5, 6, 8],
         max_length=15,
-        description="Bit-widths on offer, whole numbers from 2 to 16.",
+        description="Bit-widths on offer for weights, whole numbers from 2 to 16.",
         json_schema_extra={"items": {"type": "integer", "minimum": 2, "maximum": 16}},
     )
     scheme: str | None = Field(
@@ -68,30 +85,34 @@ class JobCreate(BaseModel):
     schemes: list[Annotated[str, StringConstraints(max_length=64)]] = Field(
         default=[],
         max_length=64,
-        description="Instead of `scheme`: several quantizers, of which each unit takes the one that suits it.",
+        description="Instead of `scheme`: several quantizers, each offered at every bit-width; each unit takes the one "
+        "that suits it.",
     )
     activation_candidates: list[int] = Field(
         default=[],
         max_length=15,
-        description="Bit-widths on offer for the inputs of units, 2 to 16; each candidate is then a pair. Empty: float.",
+        description="Bit-widths on offer for the inputs of units, 2 to 16; each candidate is then a pair. Look-ups have no "
+        "inputs to quantize. Empty: float.",
         json_schema_extra={"items": {"type": "integer", "minimum": 2, "maximum": 16}},
     )
     limits: dict[str, LimitText] = Field(
         default={},
         max_length=8,
         description="Further limits on plans. `bit_operations`: weight bits times activation bits for each "
-        'multiply-accumulate, of one sample, e.g. "1.2G".',
+        "multiply-accumulate of the searched units, of one sample; a number, with K, M, G, T or P for thousands, "
+        'e.g. "1.2G".',
     )
     metric: str = Field(
         default="auto",
         description="How costs are come by. `auto`: estimate all, measure what the estimates leave open. `kl`, `mse`, `loss` "
-        "(needs labels): measure all. an estimator: estimate only.",
+        "(needs labels): measure all. The others are estimators: estimate all, measure none.",
         json_schema_extra={"enum": ["auto", *(m.value for m in (*Metric, *Estimator))]},
     )
     compare: str | None = Field(
         default=None,
-        description="What `auto` and estimates compare: `kl`, or `mse` for outputs that are not logits; null: `kl` where "
-        "the first output has classes.",
+        description="What `auto` and estimators compare, and plans are judged by: `kl`, or `mse` for outputs that are not "
+        "logits. null: `kl` where the first output may hold a distribution over its last axis, else `mse`. With another "
+        "`metric`: that one, or null.",
         json_schema_extra={"enum": ["kl", "mse", None]},
     )
     regret: float = Field(
@@ -99,13 +120,17 @@ class JobCreate(BaseModel):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="`auto`: measuring goes on until plans are expected to cost at most this share more than the best.",
+        description="`auto`: measuring goes on until the plans of all budgets are expected to cost at most this share more "
+        "than the best, of their predicted cost.",
     )
     probes: int = Field(
-        default=4, ge=1, le=64, description="How many sets of random signs estimates rest on."
+        default=4,
+        ge=1,
+        le=64,
+        description="`auto` and `probe`: how many sets of random signs estimates rest on.",
     )
     pins: dict[UnitName, int] = Field(
-        default={}, max_length=100_000, description="Unit -> bit-width it must take."
+        default={}, max_length=100_000, description="Unit -> bit-width its weight must take."
     )
     ties: list[list[UnitName]] = Field(
         default=[],
@@ -116,7 +141,9 @@ class JobCreate(BaseModel):
         default=[], max_length=100_000, description="Units that stay in float and are not searched."
     )
     seed: Seed = Field(
-        default=0, description="Chooses the samples when not all are used or some are held out."
+        default=0,
+        description="Chooses the samples when not all are used or some are held out, their order in blocks, and the "
+        "signs of probes.",
     )
     samples: int | None = Field(
         default=None, description="How many calibration samples to use; null for all."
@@ -156,10 +183,16 @@ class JobFilter(BaseModel):
 class ProgressRead(BaseModel):
     """How far the current stage is. Times are in seconds."""
 
-    stage: Stage | None = Field(description="What is being done; null when nothing is any more.")
+    stage: Stage | None = Field(
+        description="What is being done: `probe` (candidates are estimated), `measure`, `solve`, `verify` (plans are "
+        "measured); null when nothing is any more. With `auto` `measure` may follow on `solve`."
+    )
     done: int
-    total: int
-    unit: str = Field(description="What is counted: `entries` or `plans`.")
+    total: int = Field(description="So far: `auto` asks for further entries as it goes on.")
+    unit: str = Field(
+        description="What is counted: `probes` (parts of the estimate), `entries` or `plans`.",
+        examples=["entries"],
+    )
     fraction: float = Field(ge=0, le=1, description="Share of the stage's work that is done.")
     eta_seconds: float | None = Field(
         description="Time the stage still takes at the speed so far; null until known."
@@ -179,7 +212,9 @@ class JobRead(BaseModel):
     model: str = Field(description="Id of the model.")
     dataset: str = Field(description="Id of the calibration dataset.")
     evaluation_dataset: str | None
-    request: dict[str, Any] = Field(description="The request, checked, with all defaults filled in.")
+    request: dict[str, Any] = Field(
+        description="The request, checked, with all defaults filled in; `predicts` says what predicted costs are in."
+    )
     progress: ProgressRead
     problem: dict[str, Any] | None = Field(
         description="Why the job failed, as a problem document (RFC 9457)."

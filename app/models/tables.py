@@ -66,7 +66,7 @@ class TaskKind(StrEnum):
     INSPECT = "inspect"
     """Read a model file, describe its units."""
     PROBE = "probe"
-    """Estimate all entries at once, from one set of random signs."""
+    """Estimate all entries at once, on a part of the samples."""
     MEASURE = "measure"
     """Measure a shard: some of a job's entries."""
     SOLVE = "solve"

@@ -1,1 +1,1 @@
-"""Plans: one candidate for each unit, solved on stored measurements."""
+"""Plans: one candidate for each unit, solved on what is known of costs."""

@@ -29,7 +29,7 @@ _LOCATION = {"Location": {"schema": {"type": "string"}, "description": "Where th
     },
 )
 def create_plan(ctx: Ctx, job_id: str, create: PlanCreate, request: Request, response: Response) -> PlanRead:
-    """A new budget, pin or tie on the measurements that are there: solved while the client waits, in milliseconds."""
+    """A new budget, pin, tie or limit on the costs that are known: solved while the client waits, in milliseconds."""
     counts = None if create.budget_counts is None else check_budget_counts(create.budget_counts)
     change = service.PlanChange(**create.model_dump(exclude={"budget_counts"}), budget_counts=counts)
     created = service.create_plan(ctx.database, job_id, change)
@@ -44,7 +44,7 @@ def list_plans(
     job_id: str,
     role: Annotated[PlanRole | None, Query(description="Only plans of this role.")] = None,
 ) -> PlanList:
-    """The plans of the job's budgets, the uniform baselines, and those asked for later."""
+    """The plans of the job's budgets, those made with interactions, the uniform baselines, and those asked for later."""
     with ctx.database.read() as session:
         job = get_job(session, job_id)
         description = service.job_description(session, job)

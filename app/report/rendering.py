@@ -45,6 +45,7 @@ def environment() -> Environment:
         "certificate_headline": words.certificate_headline,
         "certificate_level": words.certificate_level,
         "data_words": words.data_words,
+        "effort_words": words.effort_words,
         "gap_words": words.gap_words,
         "summary": summary,
         "measured_cost": words.measured_cost,

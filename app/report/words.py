@@ -12,14 +12,14 @@ CLOSE_ENOUGH = 1e-9
 """A relative gap up to this is shown as none: it is float rounding."""
 
 _WHY_OPTIMAL = {
-    "lagrangian": "The lower bound meets the plan's cost, and one pass over the measured table repeats the proof.",
+    "lagrangian": "The lower bound meets the plan's cost, and one pass over the table of costs repeats the proof.",
     "search": "An exhaustive search of everything the bound left open found no better plan.",
     "solver": "{backend} closed the gap within its tolerances; the plan was re-checked in whole numbers.",
     "minimum": "The budget leaves one plan only: the smallest candidate of every unit.",
     "none": "The solver gives no bound of its own for this problem.",
 }
 _WHY_BOUND = {
-    "lagrangian": "The lower bound is a Lagrangian one, which one pass over the measured table repeats.",
+    "lagrangian": "The lower bound is a Lagrangian one, which one pass over the table of costs repeats.",
     "search": "The lower bound comes from an exhaustive search that was cut short.",
     "solver": "The lower bound is that of {backend}, within its tolerances.",
     "minimum": "The lower bound is the smallest candidate of every unit.",
@@ -39,6 +39,10 @@ _HEADLINES = {
     "no_solution": "No plan found",
     "error": "No plan found",
 }
+_BESIDE = {
+    "uniform": "Baseline: the same bit-width in every unit",
+    "alternative": "Made with interactions, to be measured next to the plan of added costs",
+}
 _WHY_NONE = {
     "no_solution": ("Neither a plan nor a proof that there is none was found in the time given.",),
     "error": ("{backend} failed, so nothing is claimed.",),
@@ -52,8 +56,8 @@ def certificate_headline(plan: Mapping[str, Any]) -> str:
     Args:
         plan: A plan as it stands in a result document.
     """
-    if plan.get("role") == "uniform":
-        return "Baseline: the same candidate in every unit"
+    if plan.get("role") in _BESIDE:
+        return _BESIDE[str(plan["role"])]
     if plan.get("origin") == "uniform":
         return "Uniform plan handed over: it measured better"
     if plan.get("origin") == "interactions":
@@ -77,7 +81,7 @@ def certificate_words(plan: Mapping[str, Any]) -> str:
 
 def _reasons(plan: Mapping[str, Any]) -> list[str]:
     """The sentences after the headline."""
-    if plan.get("role") == "uniform":
+    if plan.get("role") in _BESIDE:
         return []
     if plan.get("origin") in ("uniform", "interactions"):
         return _handed_over(plan)
@@ -138,19 +142,35 @@ def _within_requested_gap(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _handed_over(plan: Mapping[str, Any]) -> list[str]:
-    """Why a uniform plan took the place of what the search gave, with both measured costs, and what is still proven."""
+    """Why another plan took the place of what the search gave, with both measured costs, and what is still proven.
+
+    Between plans that a search made the calibration data decide, between those and uniform plans the evaluation data where
+    there are any.
+    """
     sentences = []
     search = (plan.get("solver") or {}).get("search") or {}
     metric = next(iter(plan.get("predicted") or {}), None)
+    joint = plan.get("origin") == "interactions"
+    costs = _calibrated if joint else measured_cost
+    where, other, own = (
+        (
+            "On the calibration data, which decide between the two, it",
+            "plan of added costs",
+            "Its costs add up to",
+        )
+        if joint
+        else ("It", "plan found by the search", "Its predicted cost is")
+    )
     if metric is not None:
-        ours, theirs = (measured_cost(p.get("measured"), metric) for p in (plan, search))
+        ours, theirs = (costs(p.get("measured"), metric) for p in (plan, search))
         if ours is not None and theirs is not None:
             sentences.append(
-                f"It measured {quantities.metric_value(ours, metric)} of {quantities.measure(metric).title}, the plan"
-                f" found by the search {quantities.metric_value(theirs, metric)}."
+                f"{where} measured {quantities.metric_value(ours, metric)} of {quantities.measure(metric).title}, the "
+                f"{other} {quantities.metric_value(theirs, metric)}."
             )
     if plan.get("relative_gap") is not None:
-        sentences.append(f"Its predicted cost is within {gap_words(plan)} of the best predicted one.")
+        best = "least possible" if joint else "best predicted one"
+        sentences.append(f"{own} within {gap_words(plan)} of the {best}.")
     return sentences
 
 
@@ -178,6 +198,40 @@ def measured_cost(measured: Mapping[str, Any] | None, metric: str) -> float | No
         chosen = value.get("evaluation")
         value = value.get("calibration") if chosen is None else chosen
     return float(value) if isinstance(value, int | float) else None
+
+
+def _calibrated(measured: Mapping[str, Any] | None, metric: str) -> float | None:
+    """The cost on the calibration data."""
+    values = measured or {}
+    found = values.get("values", values).get(metric)
+    return measured_cost({metric: found | {"evaluation": None}}, metric) if found else None
+
+
+def effort_words(result: Mapping[str, Any]) -> str:
+    """How a job came by its costs: how many were estimated and measured, and the passes that took; empty without any.
+
+    Args:
+        result: A result document; ``sensitivities`` may be incomplete.
+    """
+    rows = result.get("sensitivities") or []
+    if not rows:
+        return ""
+    settings, samples = result["settings"], result["calibration"]["samples"]
+    candidates = quantities.plural(len(rows), "candidate")
+    if "estimator" not in settings:
+        return f"{candidates}, all of them measured."
+    if settings["estimator"] != "probe":
+        return f"{candidates}, all of them scored by {settings['estimator']}; none was measured."
+    estimated = f"{candidates}, all of them estimated by {quantities.plural(settings['probes'], 'probe')}"
+    measured = [row for row in rows if row["source"] == "measured"]
+    if not measured:
+        return f"{estimated}; none was measured."
+    passes = sum(row["samples"] for row in measured) / samples
+    verb = "was" if len(measured) == 1 else "were"
+    return (
+        f"{estimated}; {quantities.count(len(measured))} that could change a plan {verb} measured: the work of "
+        f"{quantities.number(passes)} entries on all samples instead of {quantities.count(len(rows))}."
+    )
 
 
 def data_words(result: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""Sensitivities: what a job has measured so far."""
+"""Sensitivities: what a job has estimated and measured so far."""

@@ -24,7 +24,7 @@ class TableFormat(StrEnum):
 
 @router.get(
     "/{job_id}/sensitivities",
-    summary="Read what is measured",
+    summary="Read what candidates cost",
     response_model=SensitivityList,
     responses=problem_responses(404)
     | {200: {"content": {"text/csv": {"schema": {"type": "string"}, "example": "unit,bits,scheme,…"}}}},
@@ -38,7 +38,7 @@ def read_sensitivities(
     ] = None,
     accept: Annotated[str, Header()] = "*/*",
 ) -> Response | SensitivityList:
-    """Each (unit, candidate) measured so far: mean, standard error, samples, seconds; as JSON or CSV."""
+    """Each (unit, candidate) measured or estimated so far: mean, standard error, samples, seconds; as JSON or CSV."""
     wants_csv = "text/csv" in accept and "application/json" not in accept
     with ctx.database.read() as session:
         if table_format is TableFormat.CSV or (table_format is None and wants_csv):
@@ -54,6 +54,6 @@ def read_sensitivities(
 
 @router.get("/{job_id}/frontier", summary="Read the frontier", responses=problem_responses(404, 409))
 def read_frontier(ctx: Ctx, job_id: str) -> Frontier:
-    """The best predicted cost at every size, under the job's pins and ties; when everything is measured."""
+    """The best predicted cost at every size, under the job's pins and ties; when all that the job asks for is known."""
     with ctx.database.read() as session:
         return service.read_frontier(session, job_id)

@@ -16,7 +16,7 @@ class SensitivityRead(BaseModel):
     standard_error: float | None = Field(description="Of the mean, over samples; null for one sample.")
     samples: int
     seconds: float = Field(description="Wall-clock time spent on this entry, in seconds; 0 for estimates.")
-    source: str = Field(description="`measured`, or `estimated` by a probe.")
+    source: str = Field(description="`measured`, or `estimated` by a probe or another estimator.")
     activation_bits: int | None = Field(
         default=None, description="Bit-width of the unit's inputs; null: float."
     )
@@ -26,10 +26,10 @@ class SensitivityList(BaseModel):
     """What is known of a job's candidates so far, in execution order, then by bit-width; counts are of measured entries."""
 
     job: str
-    metric: str
-    done: int
-    total: int
-    complete: bool
+    metric: str = Field(description="What costs are in.")
+    done: int = Field(description="Entries measured.")
+    total: int = Field(description="Entries asked for so far; 0 where all is estimated.")
+    complete: bool = Field(description="Whether all that was asked for so far is there.")
     items: list[SensitivityRead]
 
 
@@ -45,6 +45,6 @@ class Frontier(BaseModel):
     """The lower convex hull of size against predicted cost, by rising size."""
 
     job: str
-    metric: str
+    metric: str = Field(description="What costs are in.")
     budget_counts: str
     items: list[FrontierPoint]

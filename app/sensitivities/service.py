@@ -24,7 +24,7 @@ def read(session: Session, job_id: str) -> SensitivityList:
     entries = repository.count(session, job.id)
     return SensitivityList(
         job=job.id,
-        metric=job.request["compare"],
+        metric=job.request["predicts"],
         done=entries.done,
         total=entries.total,
         complete=is_complete(session, job, description),
@@ -57,7 +57,7 @@ def read_frontier(session: Session, job_id: str) -> Frontier:
     points = frontier_json(search_of(session, job, job_spec(job.request)))
     return Frontier(
         job=job.id,
-        metric=job.request["compare"],
+        metric=job.request["predicts"],
         budget_counts=job.request["budget_counts"],
         items=[FrontierPoint(**point) for point in points],
     )

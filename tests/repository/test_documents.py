@@ -9,10 +9,13 @@ import click
 import pytest
 
 from app.cli.main import cli
+from app.jobs.schemas import JobCreate
 from app.main import create_app
+from app.models.base import Base
+from app.sensitivities.correction import PRIOR_ERROR, PRIOR_ERRORS
 from app.settings import Settings
 from solver import parse_budget
-from workers.contracts import Scheme
+from workers.contracts import Estimator, Metric, Scheme
 from workers.quant.storage import SCALE_BITS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +111,46 @@ def test_each_path_is_documented(tmp_path: Path) -> None:
     }
     documented = set(re.findall(r"^\| `([A-Z]+ /\S+)` \|", text("docs/http.md"), re.MULTILINE))
     assert documented == described
+
+
+def test_each_member_of_a_job_is_documented_and_no_other() -> None:
+    section = text("docs/http.md").split("## What a job asks for")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)} | {"model", "dataset"}
+    assert named == set(JobCreate.model_fields)
+    (example,) = code_blocks(section, "json")
+    JobCreate.model_validate_json(example)
+
+
+def test_each_option_of_a_search_is_documented() -> None:
+    section = text("docs/cli.md").split("## What `search` and `submit` may be asked")[1].split("\n## ")[0]
+    documented = set(re.findall(r"`(--[a-z-]+)", section))
+    ours = {"--gate", "--report", "--workers", "--data-dir", "--calibration", "--json", "--help"}
+    options = {o for p in cli.commands["search"].params for o in p.opts if o.startswith("--")}
+    assert documented <= options
+    assert options - documented <= ours
+
+
+def test_each_way_to_come_by_costs_is_documented() -> None:
+    document = text("docs/metrics.md")
+    for name in (*Metric, *Estimator):
+        assert f"`{name.value}`" in document, name
+    defaults = JobCreate.model_fields
+    assert f"`--regret` ({defaults['regret'].default})" in document
+    assert f"random signs ({defaults['probes'].default})" in document
+    for bits, error in PRIOR_ERRORS.items():
+        assert f"{error * 100:g} % at {bits}" in document
+    assert f"{PRIOR_ERROR * 100:g} % above" in document
+
+
+def test_each_table_of_the_database_is_documented() -> None:
+    tables = set(
+        re.findall(
+            r"`(\w+)`",
+            "".join(re.findall(r"^\| (`[^|]+`) \| [^|]*\|$", text("docs/architecture.md"), re.MULTILINE)),
+        )
+    )
+    assert set(Base.metadata.tables) <= tables
 
 
 def test_each_budget_that_is_shown_is_one() -> None:

@@ -1,6 +1,7 @@
 """How a command line ends: exit code, documents, and where each is written."""
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import click
 import pytest
+from rich.console import Console
 
+from app.cli import tables
 from app.cli.ending import end_with_result
 from app.cli.failures import exit_code, problem_of
 from app.cli.gates import Gate
@@ -326,3 +329,22 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["version", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bitwright"].count(".") == 2
+
+
+def test_a_search_without_a_plan_tells_what_is_measured_and_what_estimated() -> None:
+    entry = {"unit": "a", "scheme": "channel-asymmetric", "mean": 0.5, "standard_error": None}
+    document = {
+        "job": "job_1",
+        "state": "running",
+        "settings": {"predicts": "kl"},
+        "sensitivities": [
+            entry | {"bits": 4, "activation_bits": 8, "source": "measured"},
+            entry | {"bits": 8, "activation_bits": None, "source": "estimated"},
+            entry | {"bits": 2, "activation_bits": None, "source": "estimated"},
+        ],
+    }
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(tables.unfinished(document))
+    said = console.export_text()
+    assert "1 entries are measured, 2 estimated" in said
+    assert "4/a8 · channel-asymmetric" in said

@@ -9,7 +9,9 @@ from sqlalchemy.exc import OperationalError
 
 from app.dashboard import assets, views
 from app.dashboard.rendering import age
-from app.models import JobState, Model, ModelState, Stage, utc_now
+from app.kit.ids import new_id
+from app.models import Job, JobState, Model, ModelState, Plan, PlanRole, Stage, utc_now
+from app.plans import repository as plans
 from app.plans import service as plan_service
 from app.plans.conclusion import measured_cost
 from app.report.policy import PLOTLY_STYLES, page_policy
@@ -196,7 +198,29 @@ def test_a_plans_page_shows_its_certificate_and_every_choice(api, world):
     for unit in plan["choices"]:
         assert unit in text
     baseline = api.get(f"/v1/jobs/{job.id}/plans?role=uniform").json()["items"][0]
-    assert "Baseline: the same candidate in every unit." in page(api, f"/plans/{baseline['id']}").text
+    assert "Baseline: the same bit-width in every unit." in page(api, f"/plans/{baseline['id']}").text
+
+
+def test_a_plan_made_with_interactions_has_a_page_that_does_not_claim_it(api, world):
+    job = world.done_job()
+    with world.database.write() as session:
+        requested = plans.of_job(session, job.id, PlanRole.REQUESTED)[0]
+        told = {c.key: getattr(requested, c.key) for c in Plan.__table__.columns}
+        other = told | {"id": new_id("pln"), "role": PlanRole.ALTERNATIVE, "spec_sha256": "b" * 64}
+        session.add(
+            Plan(**other | {"solver": {"backend": "interactions"}, "lower_bound": None, "relative_gap": None})
+        )
+    text = page(api, f"/plans/{other['id']}").text
+    assert "made with interactions" in text
+    assert "handed over" not in text
+
+
+def test_costs_in_the_list_have_the_unit_of_what_was_compared(api, world):
+    job = world.done_job()
+    with world.database.write() as session:
+        stored = session.get_one(Job, job.id)
+        stored.request = stored.request | {"metric": "auto"}
+    assert "KL at 4 bits" in page(api, "/").text
 
 
 def test_the_report_is_a_download_that_stands_alone(api, world):

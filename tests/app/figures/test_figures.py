@@ -80,6 +80,23 @@ def test_colours_span_eight_decades_at_most(document):
     assert cost.zmax - cost.zmin == pytest.approx(8)
 
 
+def test_heat_map_marks_what_is_measured_where_the_rest_is_estimated(document):
+    changed = copy.deepcopy(document)
+    for number, entry in enumerate(changed["sensitivities"]):
+        entry["source"] = "measured" if number % 7 == 0 else "estimated"
+    marks = sensitivity_heat_map(changed).data[-1]
+    names = theme.short_names([u["name"] for u in document["units"]])
+    expected = {
+        (names[[u["name"] for u in document["units"]].index(e["unit"])], f"{e['bits']} bits")
+        for e in changed["sensitivities"][::7]
+    }
+    assert "measured" in marks.name
+    assert set(zip(marks.x, marks.y, strict=True)) == expected
+    for entry in changed["sensitivities"]:
+        entry["source"] = "estimated"
+    assert [t.name for t in sensitivity_heat_map(changed).data] == ["cost"]
+
+
 def test_heat_map_marks_the_plan(document):
     plan = document["plans"][0]
     marks = trace(sensitivity_heat_map(document, plan), "chosen")

@@ -17,6 +17,7 @@ REFUSED = [
     ("a fractional width", {"candidates": [4.5]}, 422, "invalid-request", "candidates.0", 4.5, "integer"),
     # Metrics are kl, mse and loss; loss needs labels.
     ("an unknown metric", {"metric": "psnr"}, 422, "invalid-request", "metric", "psnr", ["auto", "kl", "mse", "loss", "probe", "weight-mse", "weight-sqnr", "output-error", "output-hessian", "hessian-trace", "fisher", "fit"]),
+    ("a Hessian trace of another metric", {"metric": "hessian-trace", "compare": "mse"}, 422, "invalid-request", "compare", "mse", ["kl"]),
     ("loss without labels", {"metric": "loss"}, 422, "invalid-request", "metric", "loss", "'labels'"),
     # A quantizer scheme follows its grammar.
     ("an unknown scheme", {"scheme": "row-symmetric"}, 422, "request-refused", "scheme", "row-symmetric", "tensor"),

@@ -10,6 +10,7 @@ from app.report.words import (
     certificate_headline,
     certificate_level,
     certificate_words,
+    effort_words,
     gap_words,
     measured_cost,
 )
@@ -40,7 +41,7 @@ def solved_by(proof, **more):
 @pytest.mark.parametrize(
     ("proof", "because"),
     [
-        ("lagrangian", "one pass over the measured table repeats the proof"),
+        ("lagrangian", "one pass over the table of costs repeats the proof"),
         ("search", "exhaustive search"),
         ("solver", "pulp-highs 1.9 closed the gap"),
         ("minimum", "leaves one plan only"),
@@ -123,7 +124,41 @@ def test_infeasible_budgets_tell_the_smallest_plan_and_the_conflict():
 
 def test_baselines_claim_nothing():
     words = certificate_words(plan(role="uniform", origin="uniform", status="feasible"))
-    assert words == "Baseline: the same candidate in every unit."
+    assert words == "Baseline: the same bit-width in every unit."
+
+
+def test_a_plan_beside_the_one_handed_over_does_not_say_that_it_was():
+    beside = plan(role="alternative", origin="interactions", status="feasible", lower_bound=None)
+    words = certificate_words(beside)
+    assert words.startswith("Made with interactions")
+    assert "handed over" not in words
+    assert certificate_level(beside) == "heuristic"
+
+
+def test_between_plans_of_the_search_the_calibration_data_are_told_to_decide():
+    found = {"measured": {"values": {"kl": {"calibration": 0.0625, "evaluation": 0.01}}}}
+    words = certificate_words(plan(origin="interactions", status="feasible", solver={"search": found}))
+    assert words.startswith("Plan with interactions handed over: it measured better.")
+    told = "On the calibration data, which decide between the two, it measured 0.0200 nats of KL divergence"
+    assert f"{told}, the plan of added costs 0.0625 nats." in words.replace(SPACE, " ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sources", "words"),
+    [
+        ({}, "mmm", "3 candidates, all of them measured."),
+        ({"estimator": "fit"}, "eee", "3 candidates, all of them scored by fit; none was measured."),
+        ({"estimator": "probe", "probes": 2}, "eee", "estimated by 2 probes; none was measured."),
+        ({"estimator": "probe", "probes": 2}, "eme", "1 that could change a plan was measured: the work of 0.500 entries"),
+        ({"estimator": "probe", "probes": 1}, "", ""),
+    ],
+)  # fmt: skip
+def test_what_a_job_did_to_know_its_costs(settings, sources, words):
+    names = {"m": "measured", "e": "estimated"}
+    rows = [{"source": names[s], "samples": 4 if s == "m" else 8} for s in sources]
+    said = effort_words({"settings": settings, "calibration": {"samples": 8}, "sensitivities": rows})
+    assert words in said
+    assert bool(said) == bool(words)
 
 
 def test_a_plan_without_anything_yet():
