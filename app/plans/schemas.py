@@ -68,8 +68,13 @@ class PlanRead(BaseModel):
     )
     average_bits: float | None = Field(description="Per searched weight.")
     origin: str = Field(description="`search`; `interactions` or `uniform` when such a plan measured better.")
-    solver: dict[str, Any] = Field(description="Backend, version, proof, multiplier, seconds.")
+    solver: dict[str, Any] = Field(
+        description="Backend, version, proof, multiplier, seconds; `limited`: limit -> what the plan takes of it."
+    )
     choices: dict[str, Choice]
+    bit_operations: int | None = Field(
+        description="Weight bits times activation bits of every multiply-accumulate, of one sample; floats count in full."
+    )
     predicted: dict[str, float] = Field(description="Metric -> predicted cost.")
     measured: dict[str, Any] = Field(description="Metric -> {calibration, evaluation}; empty until measured.")
     measured_standard_error: dict[str, Any]

@@ -164,9 +164,10 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
         "Candidates": ", ".join(map(str, settings["candidates"])) + " bits",
         "Activations": ", ".join(map(str, settings.get("activation_candidates") or ()))
         + (" bits" if settings.get("activation_candidates") else ""),
-        "Quantizers": ", ".join(settings["schemes"]),
+        "Quantizers": quantizer_words(settings),
         "Costs": METHODS.get(settings["metric"], settings["metric"]),
-        "Compared": quantities.measure(metric_of(result)).title,
+        "Compared": quantities.measure(metric_of(result)).title
+        + (f" of output {settings['output']}" if settings.get("output") else ""),
         "Tolerated regret": quantities.percent(settings["regret"]) if "regret" in settings else "",
         "Probes": str(settings.get("probes", "")),
         "Limits": ", ".join(
@@ -180,9 +181,16 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
         "Samples used": "all" if settings.get("samples") is None else str(settings["samples"]),
         "Held out": f"{100 * settings['holdout']:g} %" if settings.get("holdout") else "",
         "Seed": str(settings.get("seed", "")),
-        "Samples per pass": str(settings.get("batch_size", "")),
+        "Samples per pass": "by size" if settings.get("batch_size") is None else str(settings["batch_size"]),
     }
     return [(label, text) for label, text in rows.items() if text]
+
+
+def quantizer_words(settings: dict[str, Any]) -> str:
+    """Which quantizers were on offer."""
+    if settings.get("target"):
+        return f"{settings['menu']} menu for {settings['target']}"
+    return ", ".join(settings["schemes"])
 
 
 def times(result: Result) -> list[tuple[str, float]]:
