@@ -133,7 +133,8 @@ _SEARCH_OPTIONS = (
         "--candidates",
         callback=_candidates,
         metavar="BITS,...",
-        help="Bit-widths on offer, 2 to 16.  [default: 2,3,4,5,6,8, of these what --target can store]",
+        help="Bit-widths on offer, 2 to 16; with --target by default those of them that it can store.  "
+        "[default: 2,3,4,5,6,8]",
     ),
     click.option(
         "--scheme",

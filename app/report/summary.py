@@ -1,5 +1,6 @@
 """What is read off a result document: rows of tables, comparisons, shares. Pure; templates only lay it out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,22 @@ def featured(result: Result, plan_id: str | None = None) -> Plan | None:
     if plan_id is not None:
         return next((p for p in plans if p["id"] == plan_id), None)
     return plans[0] if result["plans"] else None
+
+
+def counts_operations(result: Mapping[str, Any]) -> bool:
+    """Whether bit operations tell plans apart by more than their sizes do: activations are quantized, or they are limited."""
+    settings = result["settings"]
+    return bool(settings.get("activation_candidates") or settings.get("limits"))
+
+
+def limit_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each further limit of a plan: its name, and what the searched units take of how much."""
+    limits = (plan.get("spec") or {}).get("limits") or {}
+    takes = (plan.get("solver") or {}).get("limited") or {}
+    return [
+        (name.replace("_", " ").capitalize(), f"{quantities.operations(takes.get(name))} of {text}")
+        for name, text in limits.items()
+    ]
 
 
 def by_size(result: Result) -> list[Plan]:
