@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 from app.jobs.rules import split_sizes
 from app.models import Dataset, Job, Model, Plan, PlanRole, utc_now
 from app.plans import repository as plans
-from app.plans.planner import Search
-from app.plans.service import job_spec, search_of
+from app.plans.service import job_description, job_frontier
+from app.plans.spec import sizes_of
 from app.sensitivities.knowledge import is_complete, known, row_json
-from workers.contracts import ModelDescription
+from workers.contracts import Candidate, ModelDescription, Scheme
+from workers.sensitivity.operations import plan_bit_operations
 
 VERSION = version("bitwright")
 _ORIGINS = {PlanRole.UNIFORM: "uniform", PlanRole.ALTERNATIVE: "interactions"}
@@ -54,8 +55,9 @@ def job_result(session: Session, job: Job) -> dict[str, Any]:
         "alternatives": others,
         "baselines": sorted(uniform, key=lambda plan: (plan["size_bits"] or 0, plan["id"])),
         "sensitivities": [row_json(row) for row in rows],
+        "left_in_float": job.request.get("left_in_float", []),
         "units": [_unit_json(unit) for unit in model.description["units"]],
-        "frontier": frontier_json(search_of(session, job, job_spec(job.request))) if complete else [],
+        "frontier": frontier_json(session, job) if complete else [],
         "seconds": _seconds(job),
     }
 
@@ -83,6 +85,7 @@ def plan_json(plan: Plan, description: ModelDescription) -> dict[str, Any]:
         "origin": plan.solver.get("origin", _ORIGINS.get(plan.role, "search")),
         "solver": solver,
         "choices": plan.choices,
+        "bit_operations": _bit_operations(plan, description),
         "predicted": plan.predicted,
         "measured": measured.get("values", {}),
         "measured_standard_error": measured.get("standard_error", {}),
@@ -90,20 +93,38 @@ def plan_json(plan: Plan, description: ModelDescription) -> dict[str, Any]:
     }
 
 
-def frontier_json(search: Search) -> list[dict[str, Any]]:
-    """The best predicted cost at each size that lies on the convex hull, under the job's pins and ties.
+def _bit_operations(plan: Plan, description: ModelDescription) -> int | None:
+    """What the plan takes to compute one sample; ``None`` where there is no plan."""
+    if not plan.choices:
+        return None
+    choices = {
+        unit: Candidate(
+            bits=choice["bits"],
+            scheme=Scheme.parse(choice["scheme"]),
+            activation_bits=choice.get("activation_bits"),
+        )
+        for unit, choice in plan.choices.items()
+    }
+    return plan_bit_operations(description, choices)
+
+
+def frontier_json(session: Session, job: Job) -> list[dict[str, Any]]:
+    """The best predicted cost at each size, under the job's pins and ties, see `app.plans.frontier.best_costs`.
 
     Sizes are those that the job's budgets bind; ``average_bits`` is over the searched weights, so for the whole file
     it includes what is not searched.
+
+    Raises:
+        ResultNotReady: Entries are not measured yet.
     """
-    weights = search.sizes.weights
+    weights = sizes_of(job_description(session, job), job.request["exclude"]).weights
     return [
         {
             "size_bits": point.size_bits,
             "average_bits": point.size_bits / weights,
             "objective": point.objective,
         }
-        for point in search.frontier
+        for point in job_frontier(session, job)
     ]
 
 

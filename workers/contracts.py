@@ -286,7 +286,7 @@ class EstimateRequest:
         seed: As in `MeasureRequest`, like what follows.
         samples: How many calibration samples to use.
         indices: Which there are to choose from.
-        batch_size: Samples per pass.
+        batch_size: As in `MeasureRequest`, like ``output``.
         memory_bytes: Bound on what is kept between passes.
         device: ``"auto"`` takes CUDA when there.
         block: Which of the chosen samples.
@@ -301,9 +301,10 @@ class EstimateRequest:
     seed: int = 0
     samples: int | None = None
     indices: tuple[int, ...] | None = None
-    batch_size: int = 32
+    batch_size: int | None = 32
     memory_bytes: int = 2 << 30
     device: str = "auto"
+    output: str | None = None
     block: SampleBlock | None = None
     observation: Observation | None = None
 

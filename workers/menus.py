@@ -121,6 +121,49 @@ _THOROUGH = (
 )
 
 
+_SEARCHED_BITS = 4
+"""Short menus search ranges up to this bit-width: with more levels, clipping buys little (docs/schemes.md)."""
+_SHORT_GROUPS = (32, 128)
+
+
+def offered_bits(target: Target) -> tuple[int, ...]:
+    """The bit-widths in which a target can store weights, ascending."""
+    return tuple(sorted({bits for form in _FORMATS[Target(target)] for bits in form.bits}))
+
+
+def short_menu(target: Target, unit: UnitInfo, bits: Sequence[int]) -> tuple[Candidate, ...]:
+    """The part of `menu` that pays for itself: what a search offers unless asked for more.
+
+    Searching a range takes ten times as long as finding the smallest and largest value, and each format is another
+    search. So ranges are searched at few bits only; of formats that slice alike, the one with zero points is offered;
+    groups are of 32 or 128; whole tensors, which channels beat nearly always, are left out.
+
+    Args:
+        target: What is to run the model.
+        unit: The unit.
+        bits: Bit-widths wanted.
+
+    Returns:
+        As `menu`.
+    """
+    candidates = menu(target, unit, bits)
+    slices = {(c.bits, c.scheme.granularity) for c in candidates if not c.scheme.symmetric}
+    return tuple(
+        candidate
+        for candidate in candidates
+        if not candidate.scheme.corrected
+        and not (candidate.scheme.symmetric and (candidate.bits, candidate.scheme.granularity) in slices)
+        and _is_short(candidate.scheme.granularity)
+        and (candidate.bits <= _SEARCHED_BITS or candidate.scheme.range_method is RangeMethod.MINMAX)
+    )
+
+
+def _is_short(granularity: Granularity) -> bool:
+    if isinstance(granularity, PerGroup):
+        return granularity.group_size in _SHORT_GROUPS
+    return isinstance(granularity, PerChannel)
+
+
 def menu(  # noqa: PLR0913 - one keyword for each thing that is known of the unit
     target: Target,
     unit: UnitInfo,

@@ -9,6 +9,7 @@ from app.cli.gates import parse_gates
 from app.cli.output import writable
 from app.client import DEFAULT_URL
 from workers.contracts import SCHEME_GRAMMAR, Estimator, Metric
+from workers.menus import Target
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -132,7 +133,8 @@ _SEARCH_OPTIONS = (
         "--candidates",
         callback=_candidates,
         metavar="BITS,...",
-        help="Bit-widths on offer, 2 to 16.  [default: 2,3,4,5,6,8]",
+        help="Bit-widths on offer, 2 to 16; with --target by default those of them that it can store.  "
+        "[default: 2,3,4,5,6,8]",
     ),
     click.option(
         "--scheme",
@@ -141,6 +143,23 @@ _SEARCH_OPTIONS = (
         metavar="SCHEME",
         help=f"{SCHEME_GRAMMAR}. May be repeated: each unit then takes the one that suits it.  "
         "[default: channel-asymmetric]",
+    ),
+    click.option(
+        "--target",
+        type=click.Choice([t.value for t in Target]),
+        help="Instead of schemes: what is to run the model. Units get what that can store; those that it does not quantize "
+        "stay in float.",
+    ),
+    click.option(
+        "--menu",
+        type=click.Choice(["short", "full"]),
+        help="How much of what the target can store is offered: what is worth its time, or everything.  [default: short]",
+    ),
+    click.option(
+        "--output",
+        metavar="NAME",
+        help="Name or index of the model's output that is compared; inspect lists them.  [default: the first "
+        "floating-point one]",
     ),
     click.option(
         "--activations",
@@ -173,7 +192,11 @@ _SEARCH_OPTIONS = (
         type=float,
         help="Without --evaluation: set this fraction of the calibration samples aside for it.  [default: 0]",
     ),
-    click.option("--batch-size", type=int, help="Samples per forward pass.  [default: 32]"),
+    click.option(
+        "--batch-size",
+        type=int,
+        help="Samples per forward pass.  [default: as many as fit the widest value into 256 MiB, up to 32]",
+    ),
     click.option(
         "--memory-bytes",
         type=int,
@@ -196,7 +219,7 @@ def search_options(command: Command) -> Command:
 def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The request's members that were given; the service fills in the rest, so that defaults live in one place."""
     names = (
-        "budgets", "candidates", "schemes", "activation_candidates", "metric", "compare", "regret", "probes", "seed",
+        "budgets", "candidates", "schemes", "target", "menu", "output", "activation_candidates", "metric", "compare", "regret", "probes", "seed",
         "samples", "holdout", "batch_size", "memory_bytes", "pins", "ties", "exclude", "limits", "budget_counts",
     )  # fmt: skip
     given = {name: options.get(name) for name in names}

@@ -15,7 +15,7 @@ from app.cli.output import Output, json_flag, json_out, output_of
 from app.cli.progress import job_progress, transfer_progress
 from app.client import Client, JobUpdate
 from app.report import quantities, words
-from app.report.summary import candidate_words
+from app.report.summary import limit_rows
 from workers.intake.packing import packed
 
 
@@ -235,8 +235,12 @@ def _show_plan(out: Output, plan: dict[str, Any]) -> None:
             for metric, value in (plan.get("predicted") or {}).items()
         )
     )
-    shown = tables.table("", "Unit", ">Bits", "Scheme")
+    for label, text in limit_rows(plan):
+        out.console.print(f"{label}: {text}")
+    shown = tables.table("", "Unit", ">Bits", ">Inputs", "Scheme")
     for unit, choice in plan["choices"].items():
-        bits, _, scheme = candidate_words(choice).partition(" · ")
-        shown.add_row(escape(unit), bits, scheme)
+        inputs = choice.get("activation_bits")
+        shown.add_row(
+            escape(unit), str(choice["bits"]), "float" if inputs is None else str(inputs), choice["scheme"]
+        )
     out.console.print(shown)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.report import quantities, words
-from app.report.summary import candidate_words
+from app.report.summary import candidate_words, counts_operations, limit_rows
 
 Document = Mapping[str, Any]
 
@@ -33,12 +33,18 @@ def result(document: Document) -> RenderableType:
         Text(),
         Text("Certificate: ", style="bold").append(words.certificate_words(document), style="not bold"),
         _bound(document),
+        *(Text(f"{label}: {text}.") for label, text in limit_rows(handed_over(document))),
         Text(),
         choices(document),
         Text(),
         choices_summary(document),
     ]
     return Group(*parts)
+
+
+def handed_over(document: Document) -> dict[str, Any]:
+    """The plan of a result's first budget."""
+    return next(iter(document.get("plans", [])), {})
 
 
 def unfinished(document: Document) -> RenderableType:
@@ -69,10 +75,11 @@ def plans(document: Document) -> Table:
     heading = quantities.heading(metric)
     held_out = document.get("evaluation") is not None
     where = "evaluation" if held_out else "calibration"
+    operations = counts_operations(document)
     shown = table(
         "Plans, measured on the whole model with all units quantized together",
-        "Plan", ">Average", ">Weights", ">File", f">{heading}: predicted", f">measured ± std. error, {where}",
-        ">Top-1 agreement",
+        "Plan", ">Average", ">Weights", ">File", *([">Bit operations"] if operations else []),
+        f">{heading}: predicted", f">measured ± std. error, {where}", ">Top-1 agreement",
     )  # fmt: skip
     rows = [*document.get("plans", []), *document.get("baselines", [])]
     for row in sorted(rows, key=lambda plan: plan.get("size_bits") or 0):
@@ -82,6 +89,7 @@ def plans(document: Document) -> Table:
             quantities.average_bits(row.get("average_bits")),
             quantities.size(row.get("size_bits")),
             quantities.size(row.get("file_size_bits")),
+            *([quantities.operations(row.get("bit_operations"))] if operations else []),
             quantities.number((row.get("predicted") or {}).get(metric)),
             _measured(row, metric, where),
             _measured(row, "top1_agreement", where, digits_of="percent"),
@@ -137,7 +145,7 @@ def choices_summary(document: Document) -> Table:
 
 def model(document: Document) -> RenderableType:
     """A model's units, and what stays in float."""
-    shown = table("", "Unit", "Operator", "Shape", ">Weights", ">Axis", ">MACs", "Tied with")
+    shown = table("", "Unit", "Operator", "Shape", ">Weights", ">Axis", ">MACs", ">Inputs", "Tied with")
     for unit in document["units"]:
         shown.add_row(
             escape(unit["name"]) + (" [dim](computed)[/]" if unit.get("derived") else ""),
@@ -146,6 +154,7 @@ def model(document: Document) -> RenderableType:
             quantities.count(unit["weights"]),
             str(unit["output_channel_axis"]),
             quantities.count(unit["macs"]),
+            str(unit["activations"]),
             escape(", ".join(unit["tied"])),
         )
     head = Text.assemble(
@@ -158,8 +167,14 @@ def model(document: Document) -> RenderableType:
             else f"always {document['batch_size']} samples at once"
         ),
     )
-    inputs = [f"{i['name']} {i['dtype']} [{', '.join(_sizes(i['shape']))}]" for i in document["inputs"]]
-    parts: list[RenderableType] = [head, Text("inputs: " + "; ".join(inputs)), shown]
+    inputs = [_tensor(i) for i in document["inputs"]]
+    outputs = [f"{number}: {_tensor(o)}" for number, o in enumerate(document["outputs"])]
+    parts: list[RenderableType] = [
+        head,
+        Text("inputs: " + "; ".join(inputs)),
+        Text("outputs: " + "; ".join(outputs)),
+        shown,
+    ]
     if document["unsupported"]:
         parts += [Text(), unsupported(document["unsupported"])]
     return Group(*parts)
@@ -215,6 +230,10 @@ def _bound(plan: Document) -> Text:
 
 def _shape(sizes: Sequence[int]) -> str:
     return quantities.shape(list(sizes)).replace(" ", "")
+
+
+def _tensor(value: Document) -> str:
+    return f"{value['name']} {value['dtype']} [{', '.join(_sizes(value['shape']))}]"
 
 
 def _sizes(shape: Sequence[int | None]) -> list[str]:

@@ -35,6 +35,7 @@ def measure_request(settings: Settings, files: JobFiles, wanted: Sequence[Wanted
         samples=request["samples"],
         indices=split_of(files).calibration,
         batch_size=request["batch_size"],
+        output=request.get("output"),
         memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
         block=sample_block(files, wanted[0].block),
         sketch=SketchRequest(),
@@ -56,6 +57,7 @@ def estimate_request(settings: Settings, files: JobFiles, task: ProbeTask) -> Es
         samples=request["samples"],
         indices=split_of(files).calibration,
         batch_size=request["batch_size"],
+        output=request.get("output"),
         memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
         block=sample_block(files, task.part.block),
         observation=observation(settings, files),
@@ -104,6 +106,7 @@ def plan_requests(settings: Settings, files: JobFiles, choices: dict[str, Any]) 
         samples=request["samples"],
         indices=split.calibration,
         batch_size=request["batch_size"],
+        output=request.get("output"),
         observation=observation(settings, files),
     )
     requests = {CALIBRATION: calibration}

@@ -157,7 +157,12 @@ def _record(context: _Context, model_sha256: str, wanted: WantedEntry, entry: En
         return new, work.holds(session, context.claim)
 
     new, still_wanted = patiently(context.database, write)
-    what = {"unit": entry.unit, "bits": entry.bits, "seconds": entry.seconds, "key": wanted.key}
+    what = {
+        "unit": entry.unit,
+        "candidate": str(wanted.candidate),
+        "seconds": entry.seconds,
+        "key": wanted.key,
+    }
     logger.info(line("entry_measured" if new else "entry_was_there", **what, **context.ids))
     return still_wanted
 

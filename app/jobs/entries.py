@@ -16,6 +16,7 @@ class Source:
     dataset_sha256: str
     metric: Metric
     choice: SampleChoice
+    output: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ def plan_entries(
                     metric=source.metric,
                     choice=source.choice,
                     block=block,
+                    output=source.output,
                 ),
                 unit=unit,
                 bits=candidate.bits,

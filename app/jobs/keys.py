@@ -74,15 +74,19 @@ def entry_key(  # noqa: PLR0913 - one keyword for each thing the value depends o
     metric: Metric,
     choice: SampleChoice,
     block: tuple[int, int],
+    output: str | None = None,
 ) -> str:
     """Hex SHA-256 of everything the value of an entry depends on.
 
-    A block of all samples says nothing of their order; another one depends on the seed that makes it.
+    A block of all samples says nothing of their order; another one depends on the seed that makes it. An ``output`` is part
+    of it only where one was named.
     """
     whole = block == (0, choice.used)
     part: dict[str, object] = {} if whole else {"block": list(block), "seed": choice.seed}
     if candidate.activation_bits is not None:
         part["activation_bits"] = candidate.activation_bits
+    if output is not None:
+        part["output"] = output
     return content_sha256(
         {
             "version": MEASURE_VERSION,
@@ -108,6 +112,7 @@ def probe_key(  # noqa: PLR0913 - one keyword for each thing the values depend o
     choice: SampleChoice,
     probes: int,
     block: tuple[int, int],
+    output: str | None = None,
 ) -> str:
     """Hex SHA-256 of everything that the values of probes on one block of samples depend on.
 
@@ -125,5 +130,6 @@ def probe_key(  # noqa: PLR0913 - one keyword for each thing the values depend o
             "block": list(block),
             **choice.key(),
             "seed": choice.seed,
+            **({} if output is None else {"output": output}),
         }
     )

@@ -6,26 +6,19 @@ from dataclasses import dataclass
 from app.errors import InvalidRequest
 from app.plans.spec import BudgetCounts, PlanSpec, joined
 from workers.contracts import (
-    MAX_BITS,
-    MIN_BITS,
-    Candidate,
     Estimator,
     Metric,
     ModelDescription,
-    Scheme,
     UnitInfo,
 )
 from workers.sensitivity.operations import parse_bit_operations
 
 MAX_HOLDOUT = 0.9
-DEFAULT_SCHEME = "channel-asymmetric"
 ESTIMATORS = tuple(e.value for e in Estimator)
 METRICS = ("auto", *(m.value for m in Metric), *ESTIMATORS)
 """What `metric` may be: all, then what is measured, then what is estimated only."""
 _ESTIMATED = (Metric.KL, Metric.MSE)
-_ANY_SCHEME = Scheme.parse(DEFAULT_SCHEME)
 _SHOWN = 20
-
 
 BIT_OPERATIONS = "bit_operations"
 AUTO = "auto"
@@ -52,48 +45,6 @@ class Method:
         return self.compare.value if self.estimator in (None, PROBE) else str(self.estimator)
 
 
-def check_candidates(bits: Sequence[int]) -> list[int]:
-    """Bit-widths, ascending.
-
-    Raises:
-        InvalidRequest: None, or the same one twice.
-        RequestRefused: A bit-width outside 2 to 16.
-    """
-    if not bits:
-        raise InvalidRequest(
-            "no candidate bit-width is given",
-            "candidates",
-            [],
-            f"one or more whole numbers from {MIN_BITS} to {MAX_BITS}",
-        )
-    twice = sorted({b for b in bits if bits.count(b) > 1})
-    if twice:
-        raise InvalidRequest(
-            f"bit-width {twice[0]} is given twice", "candidates", list(bits), "each bit-width once"
-        )
-    return sorted(Candidate(bits=b, scheme=_ANY_SCHEME).bits for b in bits)
-
-
-def check_activations(bits: Sequence[int]) -> list[int]:
-    """Bit-widths of activations, ascending; none leaves them in float.
-
-    Raises:
-        InvalidRequest: The same one twice.
-        RequestRefused: A bit-width outside 2 to 16.
-    """
-    twice = sorted({b for b in bits if bits.count(b) > 1})
-    if twice:
-        raise InvalidRequest(
-            f"activation bit-width {twice[0]} is given twice",
-            "activation_candidates",
-            list(bits),
-            "each bit-width once",
-        )
-    for width in bits:
-        Candidate(bits=MAX_BITS, scheme=_ANY_SCHEME, activation_bits=width)
-    return sorted(bits)
-
-
 def check_limits(limits: Mapping[str, str]) -> dict[str, str]:
     """Limits by name, those of rows that are known.
 
@@ -108,31 +59,11 @@ def check_limits(limits: Mapping[str, str]) -> dict[str, str]:
     return dict(sorted(limits.items()))
 
 
-def check_schemes(scheme: str | None, schemes: Sequence[str]) -> list[str]:
-    """Quantizer schemes in their canonical form, as many as are asked for.
-
-    Raises:
-        InvalidRequest: Both one and several, or the same one twice.
-        RequestRefused: An unknown scheme.
-    """
-    if scheme is not None and schemes:
-        raise InvalidRequest(
-            "both scheme and schemes are given", "schemes", list(schemes), "either scheme or schemes"
-        )
-    parsed = [str(Scheme.parse(text)) for text in schemes or [scheme or DEFAULT_SCHEME]]
-    twice = sorted({text for text in parsed if parsed.count(text) > 1})
-    if twice:
-        raise InvalidRequest(
-            f"scheme {twice[0]!r} is given twice", "schemes", list(schemes), "each scheme once"
-        )
-    return parsed
-
-
 def check_method(metric: str, compare: str | None, description: ModelDescription) -> Method:
     """How costs are come by under this name, if the model's outputs can be compared so.
 
     Raises:
-        InvalidRequest: There is no such metric, it contradicts ``compare``, or the model's first output holds no
+        InvalidRequest: There is no such metric, it contradicts ``compare``, or the output that comes first holds no
             distribution to compare.
     """
     if metric not in METRICS:
@@ -164,9 +95,10 @@ def check_method(metric: str, compare: str | None, description: ModelDescription
 def _comparison(field: str, text: str, description: ModelDescription) -> Metric:
     metric = Metric(text)
     if metric is not Metric.MSE and not _has_classes(description):
-        shape = description.outputs[0].shape
+        output = description.outputs[0]
         raise InvalidRequest(
-            f"{text!r} compares distributions over the last axis; the model's first output has shape {list(shape)}",
+            f"{text!r} compares distributions over the last axis; output {output.name!r} has shape "
+            f"{list(output.shape)}",
             field,
             text,
             [Metric.MSE.value],
@@ -175,7 +107,7 @@ def _comparison(field: str, text: str, description: ModelDescription) -> Metric:
 
 
 def _has_classes(description: ModelDescription) -> bool:
-    """Whether the first output may hold a distribution for each sample; sizes that vary are taken to."""
+    """Whether the first output, which is compared, may hold a distribution for each sample; sizes that vary are taken to."""
     shape = description.outputs[0].shape if description.outputs else ()
     return not (len(shape) == 1 or (len(shape) > 1 and shape[-1] is not None and shape[-1] < 2))
 

@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.jobs.offer import MENUS
 from app.kit.pages import MAX_LIMIT
 from app.models import JobState, Stage
 from workers.contracts import SCHEME_GRAMMAR, Estimator, Metric
+from workers.menus import Target
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 Name = Annotated[str, StringConstraints(max_length=255, pattern=PRINTABLE)]
@@ -71,10 +73,11 @@ class JobCreate(BaseModel):
         description="What budgets bind: `weights` (searched weights times bit-width) or `file` (the whole file).",
         json_schema_extra={"enum": ["weights", "file"]},
     )
-    candidates: list[int] = Field(
-        default=[2, 3, 4, 5, 6, 8],
+    candidates: list[int] | None = Field(
+        default=None,
         max_length=15,
-        description="Bit-widths on offer for weights, whole numbers from 2 to 16.",
+        description="Bit-widths on offer, whole numbers from 2 to 16; null: 2, 3, 4, 5, 6 and 8, as far as a target stores "
+        "them.",
         json_schema_extra={"items": {"type": "integer", "minimum": 2, "maximum": 16}},
     )
     scheme: str | None = Field(
@@ -87,6 +90,24 @@ class JobCreate(BaseModel):
         max_length=64,
         description="Instead of `scheme`: several quantizers, each offered at every bit-width; each unit takes the one "
         "that suits it.",
+    )
+    target: str | None = Field(
+        default=None,
+        description="Instead of schemes: what is to run the model. Each unit is offered what that can store; units that it "
+        "does not quantize stay in float (`left_in_float`).",
+        json_schema_extra={"enum": [*(t.value for t in Target), None]},
+    )
+    menu: str | None = Field(
+        default=None,
+        description="How much of what the target can store is offered. `short` (null): what is worth its time as a rule. "
+        "`full`: every format, range method and rounding, at many times the cost.",
+        json_schema_extra={"enum": [*MENUS, None]},
+    )
+    output: str | None = Field(
+        default=None,
+        max_length=1024,
+        description="Name or index of the model's output that is compared; null: the first floating-point one.",
+        examples=["logits", "1"],
     )
     activation_candidates: list[int] = Field(
         default=[],
@@ -111,7 +132,7 @@ class JobCreate(BaseModel):
     compare: str | None = Field(
         default=None,
         description="What `auto` and estimators compare, and plans are judged by: `kl`, or `mse` for outputs that are not "
-        "logits. null: `kl` where the first output may hold a distribution over its last axis, else `mse`. With another "
+        "logits. null: `kl` where the output may hold a distribution over its last axis, else `mse`. With another "
         "`metric`: that one, or null.",
         json_schema_extra={"enum": ["kl", "mse", None]},
     )
@@ -153,7 +174,12 @@ class JobCreate(BaseModel):
         allow_inf_nan=False,
         description="Without an evaluation dataset: fraction (0 to 0.9) of the calibration samples set aside for it.",
     )
-    batch_size: int = Field(default=32, ge=1, le=65536, description="Samples per forward pass.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Samples per forward pass; null: as many as fit the widest value into 256 MiB, a power of two up to 32.",
+    )
     memory_bytes: int | None = Field(
         default=None,
         ge=1 << 20,

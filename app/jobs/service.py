@@ -9,6 +9,18 @@ from sqlalchemy.orm import Session
 from app.datasets.rules import check_dataset, has_labels
 from app.errors import InvalidRequest, JobFinished, KeyReused, ModelNotReady, NotFound
 from app.jobs import repository, rules, tasks
+from app.jobs.candidates import (
+    DEFAULT_CANDIDATES,
+    Offered,
+    check_activations,
+    check_candidates,
+    check_left_in_float,
+    check_schemes,
+    check_schemes_or_target,
+    check_target,
+)
+from app.jobs.offer import SHORT
+from app.jobs.outputs import with_output_first
 from app.jobs.rules import Method
 from app.jobs.schemas import JobCreate
 from app.kit.ids import content_sha256, is_id, new_id
@@ -26,6 +38,7 @@ from app.models import (
 from app.plans.service import below_minimum
 from app.plans.spec import BudgetCounts, PlanSpec, minimum_bits, sizes_of
 from app.settings import Settings
+from solver.errors import BudgetError
 from workers.contracts import Metric, ModelDescription
 
 
@@ -171,13 +184,13 @@ def _answered(session: Session, known: IdempotencyKey, body_sha256: str) -> Job:
 
 def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
     model, description = _ready_model(session, create.model)
-    dataset = _fitting_dataset(session, "dataset", create.dataset, description)
+    compared = with_output_first(description, create.output)
+    dataset = _fitting_dataset(session, "dataset", create.dataset, compared)
     evaluation = None
     if create.evaluation_dataset is not None:
-        evaluation = _fitting_dataset(session, "evaluation_dataset", create.evaluation_dataset, description)
-    schemes = rules.check_schemes(create.scheme, create.schemes)
-    candidates = rules.check_candidates(create.candidates)
-    method = rules.check_method(create.metric, create.compare, description)
+        evaluation = _fitting_dataset(session, "evaluation_dataset", create.evaluation_dataset, compared)
+    offered = _offered(create, description)
+    method = rules.check_method(create.metric, create.compare, compared)
     if method.compare is Metric.LOSS:
         _require_labels(dataset, "dataset")
         if evaluation is not None:
@@ -185,21 +198,37 @@ def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
     rules.check_samples(
         create.samples, create.holdout, dataset.samples, has_evaluation=evaluation is not None
     )
-    _check_budgets(create, description, candidates)
+    exclude = [*create.exclude, *offered.left_in_float]
+    _check_budgets(create, description, offered.candidates, exclude)
     return _Checked(
         model=model,
         dataset=dataset,
         evaluation=evaluation,
         description=description,
         request={
-            "candidates": candidates,
-            "scheme": schemes[0],
-            "schemes": schemes,
-            "activation_candidates": rules.check_activations(create.activation_candidates),
+            **offered.to_json(),
+            "activation_candidates": check_activations(create.activation_candidates),
             **_measuring(create, method),
+            **({} if create.output is None else {"output": compared.outputs[0].name}),
             **_canonical(create, settings),
+            "exclude": sorted(set(exclude)),
         },
     )
+
+
+def _offered(create: JobCreate, description: ModelDescription) -> Offered:
+    """What weights may become, by schemes or by a target."""
+    check_schemes_or_target(create.scheme, create.schemes, create.target, create.menu)
+    if create.target is None:
+        given = DEFAULT_CANDIDATES if create.candidates is None else create.candidates
+        return Offered(
+            candidates=check_candidates(given), schemes=check_schemes(create.scheme, create.schemes)
+        )
+    offered = check_target(
+        description, create.target, create.menu or SHORT, create.candidates, create.exclude
+    )
+    check_left_in_float(offered.left_in_float, create.target, create.pins, create.ties)
+    return offered
 
 
 def _measuring(create: JobCreate, method: Method) -> dict[str, Any]:
@@ -223,7 +252,6 @@ def _canonical(create: JobCreate, settings: Settings) -> dict[str, Any]:
         "limits": rules.check_limits(create.limits),
         "pins": dict(sorted(create.pins.items())),
         "ties": [list(group) for group in create.ties],
-        "exclude": sorted(set(create.exclude)),
         "seed": create.seed,
         "samples": create.samples,
         "holdout": create.holdout,
@@ -266,10 +294,12 @@ def _require_labels(dataset: Dataset, field: str) -> None:
         )
 
 
-def _check_budgets(create: JobCreate, description: ModelDescription, candidates: list[int]) -> None:
+def _check_budgets(
+    create: JobCreate, description: ModelDescription, candidates: list[int], exclude: list[str]
+) -> None:
     """Every budget must be readable, and no smaller than the smallest plan."""
     counts = rules.check_budget_counts(create.budget_counts)
-    sizes = sizes_of(description, create.exclude)
+    sizes = sizes_of(description, exclude)
     seen: set[str] = set()
     for index, given in enumerate(create.budgets):
         text, field = given.strip(), f"budgets.{index}"
@@ -278,13 +308,16 @@ def _check_budgets(create: JobCreate, description: ModelDescription, candidates:
             budget_counts=counts,
             pins=create.pins,
             ties=create.ties,
-            exclude=create.exclude,
+            exclude=exclude,
         )
         rules.check_spec(description, spec, candidates, field=field)
         if text in seen:
             raise InvalidRequest(f"budget {text!r} is given twice", field, text, "each budget once")
         seen.add(text)
-        bits = sizes.budget_bits(text, counts)
+        try:
+            bits = sizes.budget_bits(text, counts)
+        except BudgetError as error:
+            raise BudgetError(error.message, field, error.value, error.allowed, error.extra) from None
         smallest = minimum_bits(sizes, candidates, create.pins, create.ties)
         if counts is BudgetCounts.FILE:
             smallest += sizes.fixed_bits

@@ -48,6 +48,7 @@ def source_of(session: Session, job: Job) -> Source:
             holdout=request["holdout"],
             seed=request["seed"],
         ),
+        output=request.get("output"),
     )
 
 
@@ -91,6 +92,7 @@ def probe_parts(source: Source, request: Mapping[str, Any], offer: Offer) -> tup
                 choice=source.choice,
                 probes=request["probes"],
                 block=block,
+                output=source.output,
             ),
         )
         for block in blocks

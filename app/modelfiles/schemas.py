@@ -29,6 +29,10 @@ class UnitRead(BaseModel):
     macs: int = Field(description="Multiply-accumulates per sample, over all uses.")
     tied: list[str] = Field(description="Other names of the same storage.")
     derived: bool = Field(description="Computed from parameters (weight norm, scaling).")
+    activations: int = Field(
+        default=0,
+        description="Inputs that its uses multiply it with and that can be quantized; 0 for look-ups.",
+    )
 
 
 class UnsupportedRead(BaseModel):
@@ -67,7 +71,9 @@ class ModelRead(BaseModel):
     created_at: datetime
     problem: dict[str, Any] | None = Field(description="Why it was refused, as a problem document.")
     inputs: list[InputRead] = Field(description="Keys, dtypes and shapes that datasets must have.")
-    outputs: list[InputRead]
+    outputs: list[InputRead] = Field(
+        description="A job may name any of them by name or index, to be compared."
+    )
     batch_size: int | None = Field(description="The exported batch if it is fixed; null if any may be fed.")
     units: list[UnitRead] = Field(description="What can be quantized, in execution order.")
     unsupported: list[UnsupportedRead] = Field(description="What cannot, and why.")

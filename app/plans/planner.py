@@ -234,7 +234,7 @@ def prepare(description: ModelDescription, cells: Iterable[Cell], spec: PlanSpec
     sizes = sizes_of(description, spec.exclude)
     table = {(c.unit, c.candidate): c for c in cells if c.unit in sizes.searched}
     whole_file = spec.budget_counts is BudgetCounts.FILE
-    wanted = [(unit, Candidate.parse(candidate)) for unit, candidate in table]
+    wanted = [(unit, Candidate.parse(candidate)) for unit, candidate in table] if spec.limits else []
     rows = {name: bit_operation_values(description, wanted) for name in sorted(spec.limits)}
     problem = Problem.from_rows(
         (

@@ -87,6 +87,9 @@ class PlanRead(BaseModel):
         "by added costs found, where another plan took its place), `minimum_bits` and `conflict` (why nothing fits)."
     )
     choices: dict[str, Choice] = Field(description="Unit -> what it gets; units left in float are not named.")
+    bit_operations: int | None = Field(
+        description="Weight bits times activation bits of every multiply-accumulate, of one sample; floats count in full."
+    )
     predicted: dict[str, float] = Field(
         description="What costs are in -> predicted cost; of a plan made with interactions, these included."
     )

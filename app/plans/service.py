@@ -1,6 +1,6 @@
 """Plans of a job: those for its budgets with their baselines, and those asked for later."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,13 @@ from app.kit.locks import lock_name
 from app.kit.recent import Recent
 from app.models import Job, Model, Plan, PlanRole, Task, TaskKind, TaskState
 from app.plans import repository
-from app.plans.planner import Cell, Draft, Search, prepare
+from app.plans.frontier import best_costs, together
+from app.plans.planner import Cell, Draft, FrontierPoint, Search, prepare
 from app.plans.spec import BudgetCounts, PlanSpec
 from app.sensitivities import repository as sensitivities
 from app.sensitivities.interactions import interactions_of
 from app.sensitivities.knowledge import Sensitivity, is_complete, known
+from app.sensitivities.survivors import survivors
 from solver import SolveStatus
 from workers.contracts import ModelDescription
 
@@ -29,6 +31,7 @@ INTERACTIONS_TIME_LIMIT_S = 30.0
 ADHOC_TIME_LIMIT_S = 5.0
 """Longest search while a client waits."""
 _SEARCHES: Recent[tuple[str, str], Search] = Recent(16)
+_FRONTIERS: Recent[str, tuple[FrontierPoint, ...]] = Recent(16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +124,17 @@ def draft_job(session: Session, job_id: str) -> list[JobPlan]:
             )
             plans.append(JobPlan(draft=other, label=label))
     for ordinal, bits in enumerate(request["candidates"]):
-        spec = {"uniform": bits, "schemes": request["schemes"], "exclude": sorted(request["exclude"])}
+        spec = {"uniform": bits, **_offered_by(request), "exclude": sorted(request["exclude"])}
         label = _Label(role=PlanRole.UNIFORM, name=f"uniform {bits} bits", spec=spec, ordinal=ordinal)
         plans.append(JobPlan(draft=search.uniform(bits), label=label))
     return plans
+
+
+def _offered_by(request: dict[str, Any]) -> dict[str, Any]:
+    """What decides which quantizers there are."""
+    if "target" in request:
+        return {"target": request["target"], "menu": request["menu"]}
+    return {"schemes": request["schemes"]}
 
 
 def store_job_plans(session: Session, job_id: str, plans: Sequence[JobPlan]) -> None:
@@ -147,6 +157,37 @@ def search_of(session: Session, job: Job, spec: PlanSpec) -> Search:
     return _SEARCHES.get((job.id, spec.rules_sha256), lambda: _prepare(session, job, spec))
 
 
+def job_frontier(session: Session, job: Job) -> list[FrontierPoint]:
+    """The best predicted cost at each size, under a job's pins and ties; sizes as its budgets count them.
+
+    None of the plans found for it lies below. While the job has no plans yet: the points on the convex hull.
+
+    Raises:
+        ResultNotReady: Entries are not measured yet.
+        SolverError: The rules contradict each other.
+    """
+    spec = job_spec(job.request)
+    search = search_of(session, job, spec)
+    if job.solved_at is None:
+        return list(search.frontier)
+    budgets = [search.sizes.budget_bits(text, search.counts) for text in job.request["budgets"]]
+    points = _FRONTIERS.get(job.id, lambda: best_costs(search, budgets))
+    plans = repository.of_job(session, job.id, PlanRole.REQUESTED, PlanRole.ADHOC)
+    return together(points, _plan_points(plans, spec))
+
+
+def _plan_points(plans: Iterable[Plan], spec: PlanSpec) -> Iterator[FrontierPoint]:
+    """What the search found for budgets under these rules; further limits make plans no cheaper."""
+    free = ("budget", "limits")
+    rules = {k: v for k, v in spec.to_json().items() if k not in free}
+    for plan in plans:
+        size = plan.file_size_bits if spec.budget_counts is BudgetCounts.FILE else plan.size_bits
+        if size is None or plan.objective is None or plan.solver.get("origin", "search") != "search":
+            continue
+        if {k: v for k, v in plan.spec.items() if k not in free} == rules:
+            yield FrontierPoint(size_bits=size, objective=plan.objective)
+
+
 def _prepare(session: Session, job: Job, spec: PlanSpec) -> Search:
     description = job_description(session, job)
     if not is_complete(session, job, description):
@@ -165,7 +206,7 @@ def _prepare(session: Session, job: Job, spec: PlanSpec) -> Search:
 def prepare_search(
     job: Job, description: ModelDescription, rows: Sequence[Sensitivity], spec: PlanSpec | None = None
 ) -> Search:
-    """What plans are made from, without interactions.
+    """What plans are made from, without interactions: of every unit the candidates that may be worth their size.
 
     Args:
         job: Whose.
@@ -176,6 +217,7 @@ def prepare_search(
     Raises:
         SolverError: The rules contradict each other.
     """
+    rules = spec or job_spec(job.request)
     cells = [
         Cell(
             unit=r.unit,
@@ -186,9 +228,9 @@ def prepare_search(
             storage_bits=r.storage_bits,
             activation_bits=r.activation_bits,
         )
-        for r in rows
+        for r in survivors(rows, ties=rules.ties)
     ]
-    return prepare(description, cells, spec or job_spec(job.request), metric=job.request["predicts"])
+    return prepare(description, cells, rules, metric=job.request["predicts"])
 
 
 def job_description(session: Session, job: Job) -> ModelDescription:

@@ -9,6 +9,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 NOTHING = "–"  # noqa: RUF001 - an en dash stands where there is no value
 
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
 _SIZE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
@@ -99,6 +100,15 @@ def size_unit(bits: float) -> tuple[float, str]:
     number_of_bytes = bits / 8
     # 999.6 kB would be rounded to "1000 kB", hence the factor.
     return next(((s, u) for s, u in _SIZE_UNITS if number_of_bytes >= s * 0.9995), (1.0, "B"))
+
+
+def operations(value: float | None) -> str:
+    """A large count in thousands, three digits: ``98.6 G``."""
+    if value is None:
+        return NOTHING
+    # 999.6 M would be rounded to "1000 M", hence the factor.
+    scale, prefix = next(((s, p) for s, p in _PREFIXES if value >= s * 0.9995), (1.0, ""))
+    return number(value / scale) + (f"{THIN_SPACE}{prefix}" if prefix else "")
 
 
 def average_bits(value: float | None) -> str:

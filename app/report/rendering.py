@@ -32,6 +32,7 @@ def environment() -> Environment:
         "plural": quantities.plural,
         "percent": quantities.percent,
         "average_bits": quantities.average_bits,
+        "operations": quantities.operations,
         "duration": quantities.duration,
         "metric_value": quantities.metric_value,
         "shape": quantities.shape,

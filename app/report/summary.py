@@ -1,5 +1,6 @@
 """What is read off a result document: rows of tables, comparisons, shares. Pure; templates only lay it out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,22 @@ def featured(result: Result, plan_id: str | None = None) -> Plan | None:
     return plans[0] if result["plans"] else None
 
 
+def counts_operations(result: Mapping[str, Any]) -> bool:
+    """Whether bit operations tell plans apart by more than their sizes do: activations are quantized, or they are limited."""
+    settings = result["settings"]
+    return bool(settings.get("activation_candidates") or settings.get("limits"))
+
+
+def limit_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each further limit of a plan: its name, and what the searched units take of how much."""
+    limits = (plan.get("spec") or {}).get("limits") or {}
+    takes = (plan.get("solver") or {}).get("limited") or {}
+    return [
+        (name.replace("_", " ").capitalize(), f"{quantities.operations(takes.get(name))} of {text}")
+        for name, text in limits.items()
+    ]
+
+
 def by_size(result: Result) -> list[Plan]:
     """Requested and uniform plans, smallest first; a requested one before a uniform one of its size."""
     rank = {"requested": 0}
@@ -164,9 +181,10 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
         "Candidates": ", ".join(map(str, settings["candidates"])) + " bits",
         "Activations": ", ".join(map(str, settings.get("activation_candidates") or ()))
         + (" bits" if settings.get("activation_candidates") else ""),
-        "Quantizers": ", ".join(settings["schemes"]),
+        "Quantizers": quantizer_words(settings),
         "Costs": METHODS.get(settings["metric"], settings["metric"]),
-        "Compared": quantities.measure(metric_of(result)).title,
+        "Compared": quantities.measure(metric_of(result)).title
+        + (f" of output {settings['output']}" if settings.get("output") else ""),
         "Tolerated regret": quantities.percent(settings["regret"]) if "regret" in settings else "",
         "Probes": str(settings.get("probes", "")),
         "Limits": ", ".join(
@@ -180,9 +198,16 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
         "Samples used": "all" if settings.get("samples") is None else str(settings["samples"]),
         "Held out": f"{100 * settings['holdout']:g} %" if settings.get("holdout") else "",
         "Seed": str(settings.get("seed", "")),
-        "Samples per pass": str(settings.get("batch_size", "")),
+        "Samples per pass": "by size" if settings.get("batch_size") is None else str(settings["batch_size"]),
     }
     return [(label, text) for label, text in rows.items() if text]
+
+
+def quantizer_words(settings: dict[str, Any]) -> str:
+    """Which quantizers were on offer."""
+    if settings.get("target"):
+        return f"{settings['menu']} menu for {settings['target']}"
+    return ", ".join(settings["schemes"])
 
 
 def times(result: Result) -> list[tuple[str, float]]:

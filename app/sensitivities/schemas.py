@@ -23,13 +23,18 @@ class SensitivityRead(BaseModel):
 
 
 class SensitivityList(BaseModel):
-    """What is known of a job's candidates so far, in execution order, then by bit-width; counts are of measured entries."""
+    """What is known of a job's candidates so far, in execution order, then by bit-width."""
 
     job: str
     metric: str = Field(description="What costs are in.")
-    done: int = Field(description="Entries measured.")
-    total: int = Field(description="Entries asked for so far; 0 where all is estimated.")
-    complete: bool = Field(description="Whether all that was asked for so far is there.")
+    done: int = Field(description="Entries that are measured. An entry is a candidate on a block of samples.")
+    total: int = Field(
+        description="Entries that the job has asked to be measured so far. With metric `auto` it asks for more from round to "
+        "round (0 while all is estimated, and for estimates only); candidates that are not measured are estimated."
+    )
+    complete: bool = Field(
+        description="Everything asked for so far is there, estimates included: plans can be made."
+    )
     items: list[SensitivityRead]
 
 
@@ -42,7 +47,11 @@ class FrontierPoint(BaseModel):
 
 
 class Frontier(BaseModel):
-    """The lower convex hull of size against predicted cost, by rising size."""
+    """The best predicted cost at each size, by rising size; at most 2000 points.
+
+    Each point is proven best at its size. All of a small model are here; of a larger one those on the convex hull, or some of
+    all, and those at the job's budgets. Until the job has plans: those on the hull.
+    """
 
     job: str
     metric: str = Field(description="What costs are in.")

@@ -6,7 +6,7 @@ import io
 from sqlalchemy.orm import Session
 
 from app.jobs.service import get_job
-from app.plans.service import job_description, job_spec, search_of
+from app.plans.service import job_description
 from app.results import frontier_json
 from app.sensitivities import repository
 from app.sensitivities.knowledge import is_complete, known, row_json
@@ -54,7 +54,7 @@ def read_frontier(session: Session, job_id: str) -> Frontier:
         ResultNotReady: Not everything is measured yet.
     """
     job = get_job(session, job_id)
-    points = frontier_json(search_of(session, job, job_spec(job.request)))
+    points = frontier_json(session, job)
     return Frontier(
         job=job.id,
         metric=job.request["predicts"],

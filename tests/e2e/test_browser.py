@@ -239,7 +239,7 @@ def test_another_budget_is_answered_in_place(visit, database, document):
         if p["average_bits"] <= float(budget.split(maxsplit=1)[0])
     )
     predicted = next(p["objective"] for p in document["frontier"] if p["size_bits"] == best)
-    assert reading == f"{budget} on average: predicted at most {number(predicted)} nats, {size(best)}"
+    assert reading == f"{budget} on average: predicted {number(predicted)} nats, {size(best)}"
     page.get_by_role("button", name="Solve").click()
     page.locator(".try output", has_text="Proven optimal.").wait_for()
     row = page.locator("#tried tbody tr")

@@ -290,7 +290,7 @@
     let at = -1;
     while (at + 1 < line.x.length && line.x[at + 1] * figures.frontier.layout.meta.bytes_per_unit * 8 <= bits * (1 + 1e-9)) at += 1;
     const [size, , cost] = line.customdata[Math.max(at, 0)];
-    document.getElementById("budget-reading").textContent = `${average.toFixed(2)} bits on average: predicted at most ${cost} ${slider.dataset.metricUnit}, ${size}`;
+    document.getElementById("budget-reading").textContent = `${average.toFixed(2)} bits on average: predicted ${cost} ${slider.dataset.metricUnit}, ${size}`;
     slider.setAttribute("aria-valuetext", `${average.toFixed(2)} bits`);
     if (moved) document.getElementById("budget").value = `${average.toFixed(2)} bits`;
   }

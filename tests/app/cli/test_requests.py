@@ -7,6 +7,7 @@ import pytest
 
 from app.cli.local import search
 from app.cli.options import plan_options, request_of, search_options
+from app.jobs.candidates import DEFAULT_CANDIDATES
 from app.jobs.schemas import JobCreate
 
 
@@ -70,6 +71,12 @@ def test_everything() -> None:
         "8",
         "--limit",
         "bit_operations=1.2G",
+        "--target",
+        "gguf",
+        "--menu",
+        "full",
+        "--output",
+        "logits",
     ]
     request = parsed(arguments)
     assert request == {
@@ -91,6 +98,9 @@ def test_everything() -> None:
         "regret": 0.02,
         "probes": 8,
         "limits": {"bit_operations": "1.2G"},
+        "target": "gguf",
+        "menu": "full",
+        "output": "logits",
     }
     assert set(request) == set(JobCreate.model_fields) - {
         "model",
@@ -138,10 +148,9 @@ def test_the_help_tells_the_services_defaults() -> None:
         "probes",
         "seed",
         "holdout",
-        "batch_size",
         "budget_counts",
     ):
-        default = JobCreate.model_fields[name].default
+        default = list(DEFAULT_CANDIDATES) if name == "candidates" else JobCreate.model_fields[name].default
         text = (
             ",".join(map(str, default))
             if isinstance(default, list)

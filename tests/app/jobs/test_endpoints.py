@@ -41,7 +41,7 @@ def test_a_job_is_accepted_with_all_defaults_filled_in(api, world):
         "seed": 0,
         "samples": None,
         "holdout": 0.0,
-        "batch_size": 32,
+        "batch_size": None,
         "memory_bytes": world.settings.memory_bytes,
     }
     assert job["progress"] == {

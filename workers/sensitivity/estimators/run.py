@@ -85,6 +85,7 @@ def _as_measure(request: EstimateRequest) -> MeasureRequest:
         batch_size=request.batch_size,
         memory_bytes=request.memory_bytes,
         device=request.device,
+        output=request.output,
         block=request.block,
         observation=request.observation,
     )

@@ -1,0 +1,127 @@
+"""A job may name which of the model's outputs it compares; all checks then look at that one."""
+
+import pytest
+
+from app.errors import InvalidRequest
+from app.jobs.keys import SampleChoice, entry_key, probe_key
+from app.jobs.outputs import with_output_first
+from app.jobs.tasks import source_of
+from app.models import Job, Model
+from tests.app.conftest import description
+from workers.contracts import Candidate, Metric, ModelDescription, Scheme
+
+OUTPUTS = (
+    {"name": "boxes", "dtype": "float32", "shape": [None]},
+    {"name": "ids", "dtype": "int64", "shape": [None, 10]},
+    {"name": "loss", "dtype": "float32", "shape": []},
+    {"name": "logits", "dtype": "bfloat16", "shape": [None, 10]},
+)
+
+
+def model(outputs=OUTPUTS, batch_size=None):
+    return ModelDescription.from_json(description() | {"outputs": list(outputs), "batch_size": batch_size})
+
+
+def names(found):
+    return [output.name for output in found.outputs]
+
+
+@pytest.mark.parametrize("wanted", ["logits", "3"])
+def test_the_named_output_comes_first_and_the_others_stay(wanted):
+    assert names(with_output_first(model(), wanted)) == ["logits", "boxes", "ids", "loss"]
+
+
+def test_by_default_the_first_that_can_be_compared():
+    assert names(with_output_first(model(OUTPUTS[1:]), None))[0] == "logits"
+    assert names(with_output_first(model(), None))[0] == "boxes"
+    nothing = model(OUTPUTS[1:3])
+    assert with_output_first(nothing, None) == nothing
+
+
+def test_a_fixed_batch_is_the_samples_axis():
+    fixed = (
+        {"name": "state", "dtype": "float32", "shape": [1, 4]},
+        {"name": "y", "dtype": "float32", "shape": [8, 4]},
+    )
+    assert names(with_output_first(model(fixed, 8), None))[0] == "y"
+
+
+@pytest.mark.parametrize("wanted", ["ids", "1", "loss", "4", "-1", "", "Logits"])
+def test_what_cannot_be_compared_is_refused_with_what_can(wanted):
+    with pytest.raises(InvalidRequest) as refused:
+        with_output_first(model(), wanted)
+    assert refused.value.field == "output"
+    assert refused.value.allowed == ["0 or boxes", "3 or logits"]
+
+
+def test_keys_hold_an_output_only_where_one_is_named():
+    common = {
+        "model_sha256": "m",
+        "dataset_sha256": "d",
+        "metric": Metric.KL,
+        "choice": SampleChoice(available=8, samples=None, holdout=0.0, seed=0),
+        "block": (0, 8),
+    }
+    candidate = Candidate(bits=4, scheme=Scheme.parse("channel-symmetric"))
+    entries = [
+        entry_key(unit="u", candidate=candidate, **common, **o)
+        for o in ({}, {"output": None}, {"output": "y"}, {"output": "z"})
+    ]
+    probes = [
+        probe_key(offer_sha256="o", estimator="probe", probes=4, **common, **o)
+        for o in ({}, {"output": None}, {"output": "y"}, {"output": "z"})
+    ]
+    for keys in (entries, probes):
+        assert keys[0] == keys[1]
+        assert len(set(keys)) == 3
+
+
+@pytest.fixture
+def several(world):
+    """The id of a model of which the last output holds the classes."""
+    made = world.model()
+    with world.database.write() as session:
+        row = session.get_one(Model, made.id)
+        row.description = description() | {"outputs": list(OUTPUTS)}
+    return made.id
+
+
+def test_metrics_are_checked_against_that_output(api, world, several, problem):
+    def submit(**members):
+        return api.post("/v1/jobs", json=world.body(model=several, **members))
+
+    refused = problem(submit(metric="kl"), 422, "invalid-request", "metric")
+    assert "boxes" in refused["detail"]
+    job = submit(metric="kl", output="3").json()
+    assert job["request"]["output"] == "logits"
+    assert submit(metric="auto", output="logits").json()["request"]["compare"] == "kl"
+    by_default = submit(metric="auto").json()["request"]
+    assert by_default["compare"] == "mse"
+    assert "output" not in by_default
+    with world.database.read() as session:
+        assert source_of(session, session.get_one(Job, job["id"])).output == "logits"
+
+
+def test_labels_are_checked_against_that_output(api, world, problem):
+    made = world.model()
+    with world.database.write() as session:
+        narrow = {"name": "y", "dtype": "float32", "shape": [None, 4]}
+        row = session.get_one(Model, made.id)
+        row.description = description() | {"outputs": [narrow, OUTPUTS[3]]}
+    body = world.body(model=made.id, dataset=world.dataset(labels=10).id, metric="loss")
+    refused = problem(api.post("/v1/jobs", json=body), 422, "dataset-refused", "labels")
+    assert refused["value"] == 9
+    assert api.post("/v1/jobs", json=body | {"output": "logits"}).status_code == 202
+
+
+def test_an_unknown_output_is_refused_and_nothing_is_created(api, world, several, problem):
+    body = world.body(model=several, output="probabilities")
+    before = world.rows()
+    refused = problem(api.post("/v1/jobs", json=body), 422, "invalid-request", "output")
+    assert refused["value"] == "probabilities"
+    assert refused["allowed"] == ["0 or boxes", "3 or logits"]
+    assert world.rows() == before
+
+
+def test_a_models_outputs_are_listed(api, several):
+    assert api.get(f"/v1/models/{several}").json()["outputs"] == list(OUTPUTS)
