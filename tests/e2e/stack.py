@@ -176,7 +176,7 @@ class Stack:
     def probes(self):
         """Key -> time of everything that is estimated."""
         with self.database.read() as session:
-            return {key: at for key, at in session.execute(select(ProbeResult.key, ProbeResult.created_at))}
+            return {row.key: row.created_at for row in session.scalars(select(ProbeResult))}
 
     def job(self, job_id):
         with self.database.read() as session:
