@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from app.cli import tables
+from app.figures import bits_per_unit
 from app.report import render_report, summary
 from app.report.quantities import NOTHING, THIN_SPACE, operations
 from tests.app.dashboard.samples import result_document
@@ -71,6 +72,12 @@ def test_each_unit_tells_the_bits_of_its_inputs(document, plain):
     assert "Inputs" in text_of(render_report(document))
     assert "/a8" not in printed(tables.choices(plain))
     assert "Inputs" not in text_of(render_report(plain))
+
+
+def test_figures_tell_the_bits_of_inputs_where_one_points(document, plain):
+    for made, there in ((document, True), (plain, False)):
+        hovered = [c[1] for bars in bits_per_unit(made, made["plans"][0]).data for c in bars.customdata]
+        assert any("inputs 8 bits" in text for text in hovered) is there
 
 
 def test_settings_tell_target_and_output(plain):
