@@ -64,16 +64,16 @@ def _bars(
         width=[_NARROWEST + (_WIDEST - _NARROWEST) * math.sqrt(u["weights"] / largest) for u, _ in chosen],
         name=f"{bits} bits",
         marker={"color": theme.bits_colour(bits), "line": {"width": 0.5 * outlined, "color": theme.NEUTRAL}},
-        customdata=[_hover(u, bits, choices[u["name"]]["scheme"]) for u, _ in chosen],
+        customdata=[_hover(u, choices[u["name"]]) for u, _ in chosen],
         hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}<extra></extra>",
         showlegend=True,
     )
 
 
-def _hover(unit: dict[str, Any], bits: int, scheme: str) -> list[str]:
+def _hover(unit: dict[str, Any], choice: dict[str, Any]) -> list[str]:
     lines = [
-        f"{bits} bits, {theme.plain(scheme)}",
-        f"{quantities.count(unit['weights'])} weights, {quantities.size(unit['weights'] * bits)}",
+        theme.candidate_text(choice),
+        f"{quantities.count(unit['weights'])} weights, {quantities.size(unit['weights'] * choice['bits'])}",
         f"{theme.plain(unit['operator'])}, {quantities.shape(unit['shape'])}",
     ]
     return [theme.plain(unit["name"]), "<br>".join(lines)]

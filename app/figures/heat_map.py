@@ -136,7 +136,7 @@ def _hover(entry: dict[str, Any] | None, metric: str) -> list[str] | None:
     cost = quantities.metric_with_error(entry["mean"], entry.get("standard_error"), metric)
     unit = quantities.measure(metric).unit
     lines = [
-        f"{entry['bits']} bits, {theme.plain(entry['scheme'])}",
+        theme.candidate_text(entry),
         f"cost {cost} {unit}".rstrip(),
         f"{quantities.size(entry['size_bits'])}, {entry['samples']} samples"
         + (", estimated" if entry.get("source") == "estimated" else ""),

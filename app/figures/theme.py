@@ -168,3 +168,10 @@ def _shorten(name: str, longest: int) -> str:
             parts[i] = part[: 2 if part.startswith("_") else 1]
     text = ".".join(parts)
     return text if len(text) <= longest else f"{text[:4]}…{text[-(longest - 5) :]}"
+
+
+def candidate_text(candidate: dict[str, Any]) -> str:
+    """A candidate where hovering tells it in full: ``4 bits, inputs 8 bits, channel-asymmetric``."""
+    activation = candidate.get("activation_bits")
+    inputs = f", inputs {activation} bits" if activation else ""
+    return f"{candidate['bits']} bits{inputs}, {plain(candidate['scheme'])}"

@@ -101,7 +101,8 @@ def measuring(job: Job, entries: EntryCounts, now: datetime) -> Progress:
     fraction = entries.done_work / entries.total_work if entries.total_work > 0 else 0.0
     left = max(entries.total_work - entries.done_work, 0.0)
     eta: float | None = None
-    if entries.total and entries.done == entries.total:
+    # A search may need no entries at all: estimates come before it.
+    if entries.done == entries.total and (entries.total or job.stage is Stage.SOLVE):
         fraction, eta = 1.0, 0.0
     elif job.state is JobState.RUNNING and entries.fresh_work > 0 and elapsed > 0:
         eta = left * elapsed / entries.fresh_work

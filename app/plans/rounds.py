@@ -18,8 +18,8 @@ from app.sensitivities.rounds import Table, next_round
 from app.settings import Settings
 from workers.contracts import Candidate
 
-MEASURE_BLOCKS = 4
-"""An entry is measured on so many blocks of the samples at most, one a round."""
+MEASURE_BLOCKS = tasks.PROBE_BLOCKS
+"""An entry is measured on so many blocks of the samples at most, one a round: the probes' blocks, so that both can be compared."""
 
 Further = dict[Block, list[tuple[str, Candidate]]]
 
@@ -100,4 +100,4 @@ def _error(row: Sensitivity, measured: int, samples: int) -> float:
     rest = max(samples - measured, 0) / samples
     # One sample alone tells nothing of its error: then it may be as large as the cost.
     error = abs(row.mean) if row.standard_error is None else row.standard_error
-    return error * math.sqrt(rest)
+    return min(error, row.model_error or math.inf) * math.sqrt(rest)

@@ -1,8 +1,8 @@
 """What is known of a job's candidates: measured where there are measurements, estimated else."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,10 @@ from workers.contracts import ModelDescription
 
 Key = tuple[str, str]
 """Unit and candidate."""
+
+
+_MOST_PROJECTED = 3.0
+"""A projection changes a cost by this factor at most."""
 
 
 class Source(StrEnum):
@@ -43,7 +47,8 @@ class Sensitivity:
         seconds: Wall-clock time spent on it; 0 for estimates, which come all at once.
         source: Whether it was measured.
         activation_bits: Of the unit's inputs; ``None`` when they stay in float.
-        model_error: Of an estimate: how far off it may be even on the very samples it was made from.
+        model_error: How far off an estimate, or what was projected from a part of the samples, may be from the cost on these
+            very samples; 0 where that is not known.
     """
 
     unit: str
@@ -100,11 +105,14 @@ def known(session: Session, job: Job, description: ModelDescription) -> list[Sen
 
     Estimates are corrected by what the measured entries of the same bit-width show.
     """
-    found = {s.key: s for s in combined(repository.measurements(session, job.id))}
+    rows = repository.measurements(session, job.id)
+    found = {s.key: s for s in combined(rows)}
     if not tasks.is_exact(job.request):
         estimated = estimates(session, job, description)
         if estimated is not None:
-            found = {s.key: s for s in _estimated(job, description, estimated, found)} | found
+            found |= {s.key: s for s in _projected(rows, found, estimated)}
+            others = {s.key: s for s in _estimated(job, description, estimated, found)}
+            found = others | {key: _less_sure(s, others[key]) for key, s in found.items()}
     offer = ((unit, str(candidate)) for unit, candidate in offer_of(description, job.request))
     return [found[key] for key in offer if key in found]
 
@@ -184,6 +192,43 @@ def values_of(result: ProbeResult) -> NDArray[np.float64]:
 def _parts(session: Session, job: Job, description: ModelDescription) -> tuple[tasks.ProbePart, ...]:
     offer = offer_of(description, job.request)
     return tasks.probe_parts(tasks.source_of(session, job), job.request, offer)
+
+
+def _projected(
+    rows: Sequence[Measurement], found: Mapping[Key, Sensitivity], estimated: Estimates
+) -> Iterator[Sensitivity]:
+    """What entries measured on a part of the samples would cost on all of them.
+
+    Samples differ in difficulty, and alike for a measurement and its estimate: the ratio of the estimate over all samples to
+    that over the measured ones takes most of this out (the ratio estimator, Cochran 1977, chapter 6). Blocks of measuring are
+    those of probing, so that both are about the same samples.
+    """
+    spans: dict[Key, list[slice]] = {}
+    for row in rows:
+        key = row.unit, candidate_name(row.bits, row.scheme, row.activation_bits)
+        spans.setdefault(key, []).append(slice(row.block_start, row.block_stop))
+    places = {key: place for place, key in enumerate(estimated.keys)}
+    samples = estimated.values.shape[2]
+    for key, parts in spans.items():
+        if key not in places or sum(part.stop - part.start for part in parts) >= samples:
+            continue
+        squares = np.square(estimated.values[places[key]])
+        seen = float(np.concatenate([squares[:, part] for part in parts], axis=1).mean())
+        if seen > 0:
+            ratio = min(max(float(squares.mean()) / seen, 1 / _MOST_PROJECTED), _MOST_PROJECTED)
+            error = found[key].standard_error
+            yield replace(
+                found[key],
+                mean=found[key].mean * ratio,
+                standard_error=None if error is None else error * ratio,
+            )
+
+
+def _less_sure(measured: Sensitivity, estimate: Sensitivity) -> Sensitivity:
+    """A measurement with the error that its projection may have: no more than that of the estimate, as a share."""
+    if estimate.mean <= 0:
+        return measured
+    return replace(measured, model_error=abs(measured.mean) * estimate.model_error / estimate.mean)
 
 
 def _estimated(

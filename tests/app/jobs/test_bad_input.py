@@ -61,6 +61,33 @@ REFUSED = [
     ("a model id of another kind", {"model": "dat_1"}, 404, "not-found", "model", "dat_1", None),
     ("an unknown dataset", {"dataset": "dat_00000000000000000000000000"}, 404, "not-found", "dataset", "dat_00000000000000000000000000", None),
     ("an unknown evaluation dataset", {"evaluation_dataset": "dat_\x00"}, 404, "not-found", "evaluation_dataset", "dat_\x00", None),
+    # What estimates rest on and how far they are refined.
+    ("no regret at all", {"regret": 0}, 422, "invalid-request", "regret", 0, "greater than 0"),
+    ("a negative regret", {"regret": -0.01}, 422, "invalid-request", "regret", -0.01, "greater than 0"),
+    ("a regret above 1", {"regret": 1.01}, 422, "invalid-request", "regret", 1.01, "less than or equal to 1"),
+    ("a regret as text", {"regret": "1%"}, 422, "invalid-request", "regret", "1%", "number"),
+    ("no probes", {"probes": 0}, 422, "invalid-request", "probes", 0, "greater than or equal to 1"),
+    ("too many probes", {"probes": 65}, 422, "invalid-request", "probes", 65, "64"),
+    ("fractional probes", {"probes": 1.5}, 422, "invalid-request", "probes", 1.5, "integer"),
+    ("a comparison that is none", {"metric": "auto", "compare": "cosine"}, 422, "invalid-request", "compare", "cosine", ["kl", "mse"]),
+    ("an estimate of the loss", {"metric": "auto", "compare": "loss"}, 422, "invalid-request", "compare", "loss", ["kl", "mse"]),
+    ("a comparison other than what is measured", {"metric": "kl", "compare": "mse"}, 422, "invalid-request", "compare", "mse", "'kl'"),
+    # One scheme or several, each once.
+    ("a scheme and schemes", {"scheme": "tensor-symmetric", "schemes": ["channel-symmetric"]}, 422, "invalid-request", "schemes", ["channel-symmetric"], "either"),
+    ("a scheme twice", {"schemes": ["channel-symmetric", "channel-symmetric"]}, 422, "invalid-request", "schemes", ["channel-symmetric", "channel-symmetric"], "once"),
+    ("an unknown scheme among several", {"schemes": ["channel-symmetric", "row-symmetric"]}, 422, "request-refused", "scheme", "row-symmetric", "tensor"),
+    ("schemes as text", {"schemes": "channel-symmetric"}, 422, "invalid-request", "schemes", "channel-symmetric", "list"),
+    # Widths of activations are whole numbers from 2 to 16, each once.
+    ("an activation width below 2", {"activation_candidates": [8, 1]}, 422, "request-refused", "activation_candidates", 1, "from 2 to 16"),
+    ("an activation width above 16", {"activation_candidates": [17]}, 422, "request-refused", "activation_candidates", 17, "from 2 to 16"),
+    ("an activation width twice", {"activation_candidates": [8, 8]}, 422, "invalid-request", "activation_candidates", [8, 8], "once"),
+    ("an activation width as text", {"activation_candidates": ["8"]}, 422, "invalid-request", "activation_candidates.0", "8", "integer"),
+    # Limits are known ones, with quantities.
+    ("an unknown limit", {"limits": {"latency": "3ms"}}, 422, "invalid-request", "limits.latency", "3ms", "bit_operations"),
+    ("a limit that is no quantity", {"limits": {"bit_operations": "many"}}, 422, "request-refused", "bit_operations", "many", "1.2G"),
+    ("a negative limit", {"limits": {"bit_operations": "-1G"}}, 422, "request-refused", "bit_operations", "-1G", "1.2G"),
+    ("a limit as number", {"limits": {"bit_operations": 1000}}, 422, "invalid-request", "limits.bit_operations", 1000, "string"),
+    ("limits that are no object", {"limits": ["bit_operations"]}, 422, "invalid-request", "limits", ["bit_operations"], "dictionary"),
     # Members of other types or out of range.
     ("an unknown member", {"budget": "4 bits"}, 422, "invalid-request", "budget", "4 bits", "documented"),
     ("a negative seed", {"seed": -1}, 422, "invalid-request", "seed", -1, "greater than or equal to 0"),

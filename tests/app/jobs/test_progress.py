@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.jobs.progress import measuring, progress_of, progress_of_all, verifying
-from app.jobs.repository import EntryCounts, PlanCounts
+from app.jobs.progress import measuring, probing, progress_of, progress_of_all, verifying
+from app.jobs.repository import EntryCounts, PlanCounts, ProbeCounts
 from app.models import Job, JobState, Stage, utc_now
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -139,3 +139,78 @@ def test_a_list_asks_as_often_for_many_jobs_as_for_one(world):
     assert len(statements) == 2
     assert [progress[j.id].total for j in jobs] == [24] * 3
     assert (progress[done.id].unit, progress[done.id].done) == ("plans", 7)
+
+
+def test_probes_are_counted_in_tasks_and_take_equally_long():
+    stage = NOW - timedelta(seconds=30)
+    progress = probing(job(stage=Stage.PROBE, stage_started_at=stage), ProbeCounts(done=3, total=4), NOW)
+    assert (progress.stage, progress.done, progress.total, progress.unit) == (Stage.PROBE, 3, 4, "probes")
+    assert (progress.fraction, progress.eta_seconds, progress.elapsed_seconds) == (
+        0.75,
+        pytest.approx(10),
+        60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "done"),
+    [
+        (job(stage=Stage.PROBE, stage_started_at=NOW - timedelta(seconds=9)), 0),
+        (job(JobState.QUEUED, None, started_at=None), 0),
+        (job(JobState.CANCELLED, Stage.PROBE, stage_started_at=NOW, finished_at=NOW), 3),
+    ],
+    ids=["nothing done", "not begun", "cancelled"],
+)
+def test_how_long_probing_takes_is_not_always_known(row, done):
+    progress = probing(row, ProbeCounts(done=done, total=4), NOW)
+    assert (progress.eta_seconds, progress.stage) == (None, Stage.PROBE)
+
+
+def test_a_job_that_estimates_shows_its_probes_first_and_then_the_entries_it_asked_for(world):
+    from sqlalchemy import select
+
+    from app.models import JobEntry, Task, TaskKind, TaskState
+    from app.plans.rounds import measure_further
+    from workers.contracts import Candidate
+
+    def look(after=0.0):
+        with world.database.read() as session:
+            row = session.get_one(Job, job_.id)
+            return progress_of(session, row, (row.stage_started_at or utc_now()) + timedelta(seconds=after))
+
+    def ask(block, *units):
+        wanted = {block: [(unit, Candidate.parse("4:channel-asymmetric")) for unit in units]}
+        with world.database.write() as session:
+            session.get_one(Job, job_.id).stage = Stage.SOLVE
+            measure_further(session, job_.id, wanted, world.settings)
+
+    job_ = world.job(metric="auto")
+    assert (look().stage, look().done, look().total, look().unit) == (Stage.PROBE, 0, 4, "probes")
+    world.start(job_, Stage.PROBE)
+    with world.database.write() as session:
+        query = select(Task).where(Task.job_id == job_.id, Task.kind == TaskKind.PROBE, Task.ordinal < 2)
+        for task in session.scalars(query):
+            task.state = TaskState.DONE
+    assert (look(20).fraction, look(20).eta_seconds) == (0.5, pytest.approx(20))
+
+    world.estimate(job_)
+    world.start(job_, Stage.SOLVE)
+    assert (look().stage, look().total, look().fraction) == (Stage.SOLVE, 0, 1.0)
+
+    started = utc_now() - timedelta(hours=1)
+    ask((0, 10), "stem.weight", "q.weight")
+    assert (look().stage, look().done, look().total) == (Stage.MEASURE, 0, 2)
+    world.measure(job_, at=started)
+    assert (look().done, look().fraction, look().eta_seconds) == (2, 1.0, 0.0)
+
+    # In the second round the first one's entries say nothing about the speed.
+    ask((10, 20), "stem.weight", "q.weight")
+    assert (look(50).done, look(50).total, look(50).eta_seconds) == (2, 4, None)
+    world.measure(job_, 1)
+    with world.database.read() as session:
+        query = select(JobEntry.work).where(JobEntry.job_id == job_.id).order_by(JobEntry.ordinal)
+        work = session.scalars(query).all()
+    found = look(50)
+    assert (found.stage, found.done, found.total, found.unit) == (Stage.MEASURE, 3, 4, "entries")
+    assert found.fraction == pytest.approx(sum(work[:3]) / sum(work))
+    assert found.eta_seconds == pytest.approx(50 * work[3] / work[2])

@@ -159,7 +159,8 @@ def _pairs(
     """One probe's values of all entries, ``[entries, samples]``."""
     values = found.weights[rows]
     for row, (name, candidate) in enumerate(wanted):
-        if candidate.activation_bits is not None:
-            unit = setup.table.unit(name).info.name
+        unit = setup.table.unit(name).info.name
+        # A unit that the output does not depend on is never come by, and costs nothing.
+        if candidate.activation_bits is not None and unit in found.activations:
             values[row] += found.activations[unit][widths[unit].index(candidate.activation_bits)]
     return values
