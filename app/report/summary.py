@@ -170,7 +170,8 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
         "Tolerated regret": quantities.percent(settings["regret"]) if "regret" in settings else "",
         "Probes": str(settings.get("probes", "")),
         "Limits": ", ".join(
-            f"{name} at most {text}" for name, text in (settings.get("limits") or {}).items()
+            f"{name.replace('_', ' ')} at most {text}"
+            for name, text in (settings.get("limits") or {}).items()
         ),
         "Budgets": ", ".join(settings.get("budgets") or ()),
         "Budget counts": counts.get(str(settings.get("budget_counts")), ""),
@@ -188,5 +189,6 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
 def times(result: Result) -> list[tuple[str, float]]:
     """Stages with the seconds they took, those that have not begun left out."""
     seconds = result.get("seconds") or {}
-    names = {"measure": "Measuring", "solve": "Solving", "verify": "Verifying", "total": "Altogether"}
+    measuring = "Estimating and measuring" if "estimator" in result["settings"] else "Measuring"
+    names = {"measure": measuring, "solve": "Solving", "verify": "Verifying", "total": "Altogether"}
     return [(name, seconds[stage]) for stage, name in names.items() if seconds.get(stage) is not None]
