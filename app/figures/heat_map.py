@@ -43,6 +43,7 @@ def sensitivity_heat_map(result: dict[str, Any], plan: dict[str, Any] | None = N
             type="category",
             categoryorder="array",
             categoryarray=labels,
+            range=[-0.5, len(labels) - 0.5],
             showgrid=False,
         ),
         plot_bgcolor="rgba(128,134,148,0.10)",

@@ -188,7 +188,8 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
         "Tolerated regret": quantities.percent(settings["regret"]) if "regret" in settings else "",
         "Probes": str(settings.get("probes", "")),
         "Limits": ", ".join(
-            f"{name} at most {text}" for name, text in (settings.get("limits") or {}).items()
+            f"{name.replace('_', ' ')} at most {text}"
+            for name, text in (settings.get("limits") or {}).items()
         ),
         "Budgets": ", ".join(settings.get("budgets") or ()),
         "Budget counts": counts.get(str(settings.get("budget_counts")), ""),
@@ -213,5 +214,6 @@ def quantizer_words(settings: dict[str, Any]) -> str:
 def times(result: Result) -> list[tuple[str, float]]:
     """Stages with the seconds they took, those that have not begun left out."""
     seconds = result.get("seconds") or {}
-    names = {"measure": "Measuring", "solve": "Solving", "verify": "Verifying", "total": "Altogether"}
+    measuring = "Estimating and measuring" if "estimator" in result["settings"] else "Measuring"
+    names = {"measure": measuring, "solve": "Solving", "verify": "Verifying", "total": "Altogether"}
     return [(name, seconds[stage]) for stage, name in names.items() if seconds.get(stage) is not None]

@@ -241,7 +241,8 @@ def data_words(result: Mapping[str, Any]) -> str:
         result: A result document.
     """
     calibration, evaluation = result.get("calibration") or {}, result.get("evaluation") or {}
-    if evaluation and evaluation.get("sha256") == calibration.get("sha256"):
+    same = bool(evaluation) and evaluation.get("sha256") == calibration.get("sha256")
+    if same and not evaluation.get("held_out"):
         return (
             "The evaluation data are the calibration data: the plan was chosen on what it is judged by. "
             "Give other samples, or set some aside by a holdout."

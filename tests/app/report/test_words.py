@@ -10,6 +10,7 @@ from app.report.words import (
     certificate_headline,
     certificate_level,
     certificate_words,
+    data_words,
     effort_words,
     gap_words,
     measured_cost,
@@ -192,6 +193,14 @@ def test_measured_cost_prefers_the_evaluation_data():
     assert measured_cost({"kl": {"calibration": 1.0, "evaluation": 0.0}}, "kl") == 0.0
     assert measured_cost({}, "kl") is None
     assert measured_cost(None, "kl") is None
+
+
+def test_evaluation_on_the_calibration_data_is_told_but_not_samples_set_aside():
+    data = {"id": "dat_1", "sha256": "a"}
+    assert data_words({"calibration": data, "evaluation": None}) == ""
+    assert data_words({"calibration": data, "evaluation": data | {"sha256": "b"}}) == ""
+    assert "are the calibration data" in data_words({"calibration": data, "evaluation": data})
+    assert data_words({"calibration": data, "evaluation": data | {"held_out": True}}) == ""
 
 
 def test_words_need_no_plotting_library():
