@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.plans import frontier as frontiers
+from app.plans import service
 from app.plans.frontier import MOST_POINTS, best_costs, together
 from app.plans.planner import Cell, FrontierPoint, prepare
 from app.plans.spec import BudgetCounts, PlanSpec
@@ -142,3 +143,22 @@ def test_over_http_no_plan_of_a_job_lies_below_its_frontier(api, world):
         assert within[-1] <= plan["objective"] + 1e-12
         if plan["role"] in ("requested", "adhoc") and not plan["spec"]["pins"]:
             assert within[-1] == pytest.approx(plan["objective"])
+
+
+@pytest.mark.parametrize("counts", BudgetCounts)
+def test_plans_are_on_the_line_even_where_time_did_not_suffice_for_it(api, world, monkeypatch, counts):
+    monkeypatch.setattr(
+        service, "best_costs", lambda search, budgets: (search.frontier[0], search.frontier[-1])
+    )
+    job = world.done_job(budgets=["9500 bits total", "12000 bits total"], budget_counts=counts)
+    size = "file_size_bits" if counts is BudgetCounts.FILE else "size_bits"
+    url = f"/v1/jobs/{job.id}"
+    for change in ({}, {"exclude": ["q.weight"]}, {"pins": {"q.weight": 2}}):
+        api.post(f"{url}/plans", json={"budget": "11000 bits total"} | change)
+    points = {(p["size_bits"], p["objective"]) for p in api.get(f"{url}/frontier").json()["items"]}
+    plans = api.get(f"{url}/plans").json()["items"]
+    rules = plans[0]["spec"] | {"budget": ""}
+    for plan in plans:
+        if plan["role"] in ("requested", "adhoc"):
+            same = plan["spec"] | {"budget": ""} == rules
+            assert ((plan[size], plan["objective"]) in points) is same
