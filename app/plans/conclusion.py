@@ -14,8 +14,9 @@ from solver import SolveStatus
 def conclude_job(session: Session, job_id: str) -> None:
     """Decide by measured cost which plan is handed over for each of the job's budgets.
 
-    First between the plans that the search made: on the calibration data, so that the evaluation data judge a choice they
-    had no part in. Then "never worse than uniform, as measured": a uniform plan that keeps to the budget and the pins and
+    First between the plans that the search made. The one made with interactions takes the place of the other when it costs
+    less on the calibration data, which it was made from, and no more on the evaluation data, which it was not: these can only
+    speak against it. Then "never worse than uniform, as measured": a uniform plan that keeps to the budget and the pins and
     costs less, measured jointly (on the evaluation data when there is any), takes the place of what the search found. The
     bound stays, and the gap is told anew.
     """
@@ -28,17 +29,23 @@ def conclude_job(session: Session, job_id: str) -> None:
             continue
         plan.solver = plan.solver | {"origin": "search"}
         for other in alternatives:
-            if other.ordinal == plan.ordinal and _calibrated_lower(other, plan, metric):
+            if other.ordinal == plan.ordinal and _is_better(other, plan, metric):
                 _take_over(plan, other, "interactions")
         better = _best_baseline(plan, uniform, metric)
         if better is not None:
             _take_over(plan, better, "uniform")
 
 
-def _calibrated_lower(other: Plan, plan: Plan, metric: str) -> bool:
-    """Whether another plan costs less on the calibration data."""
-    theirs, own = (_values(p, metric).get("calibration") for p in (other, plan))
-    return theirs is not None and own is not None and theirs < own
+def _is_better(other: Plan, plan: Plan, metric: str) -> bool:
+    """Whether another plan costs less on the calibration data and, where there are any, no more on the evaluation data."""
+    theirs, own = (_values(p, metric) for p in (other, plan))
+    if theirs.get("calibration") is None or own.get("calibration") is None:
+        return False
+    if theirs.get("evaluation") is not None and own.get("evaluation") is not None:
+        refuted = bool(theirs["evaluation"] > own["evaluation"])
+    else:
+        refuted = False
+    return bool(theirs["calibration"] < own["calibration"]) and not refuted
 
 
 def _best_baseline(plan: Plan, uniform: Sequence[Plan], metric: str) -> Plan | None:

@@ -144,8 +144,8 @@ def _within_requested_gap(plan: Mapping[str, Any]) -> list[str]:
 def _handed_over(plan: Mapping[str, Any]) -> list[str]:
     """Why another plan took the place of what the search gave, with both measured costs, and what is still proven.
 
-    Between plans that a search made the calibration data decide, between those and uniform plans the evaluation data where
-    there are any.
+    Between plans that a search made the calibration data decide unless the evaluation data speak against it, between those
+    and uniform plans the evaluation data where there are any.
     """
     sentences = []
     search = (plan.get("solver") or {}).get("search") or {}
@@ -154,7 +154,7 @@ def _handed_over(plan: Mapping[str, Any]) -> list[str]:
     costs = _calibrated if joint else measured_cost
     where, other, own = (
         (
-            "On the calibration data, which decide between the two, it",
+            "On the calibration data it",
             "plan of added costs",
             "Its costs add up to",
         )
