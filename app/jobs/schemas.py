@@ -159,7 +159,7 @@ class ProgressRead(BaseModel):
     stage: Stage | None = Field(description="What is being done; null when nothing is any more.")
     done: int
     total: int
-    unit: str = Field(description="What is counted: `entries` or `plans`.")
+    unit: str = Field(description="What is counted: `probes`, `entries` or `plans`.")
     fraction: float = Field(ge=0, le=1, description="Share of the stage's work that is done.")
     eta_seconds: float | None = Field(
         description="Time the stage still takes at the speed so far; null until known."

@@ -138,16 +138,23 @@ def _within_requested_gap(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _handed_over(plan: Mapping[str, Any]) -> list[str]:
-    """Why a uniform plan took the place of what the search gave, with both measured costs, and what is still proven."""
+    """Why another plan took the place of what the search gave, with both measured costs, and what is still proven.
+
+    The costs are those that decided: plans with interactions are compared on the calibration data, uniform plans on the
+    evaluation data where there are any.
+    """
     sentences = []
     search = (plan.get("solver") or {}).get("search") or {}
-    metric = next(iter(plan.get("predicted") or {}), None)
-    if metric is not None:
-        ours, theirs = (measured_cost(p.get("measured"), metric) for p in (plan, search))
+    calibrated = plan.get("origin") == "interactions"
+    cost, where = (_calibration_cost, " on the calibration data") if calibrated else (measured_cost, "")
+    measured = plan.get("measured") or {}
+    # Not what is predicted: an estimator's score is a unit of its own.
+    for metric in list(measured.get("values", measured))[:1]:
+        ours, theirs = (cost(p.get("measured"), metric) for p in (plan, search))
         if ours is not None and theirs is not None:
             sentences.append(
-                f"It measured {quantities.metric_value(ours, metric)} of {quantities.measure(metric).title}, the plan"
-                f" found by the search {quantities.metric_value(theirs, metric)}."
+                f"It measured {quantities.metric_value(ours, metric)} of {quantities.measure(metric).title}{where}, the"
+                f" plan found by the search {quantities.metric_value(theirs, metric)}."
             )
     if plan.get("relative_gap") is not None:
         sentences.append(f"Its predicted cost is within {gap_words(plan)} of the best predicted one.")
@@ -178,6 +185,13 @@ def measured_cost(measured: Mapping[str, Any] | None, metric: str) -> float | No
         chosen = value.get("evaluation")
         value = value.get("calibration") if chosen is None else chosen
     return float(value) if isinstance(value, int | float) else None
+
+
+def _calibration_cost(measured: Mapping[str, Any] | None, metric: str) -> float | None:
+    """The cost on the calibration data."""
+    values = measured or {}
+    value = values.get("values", values).get(metric)
+    return measured_cost({metric: {"calibration": value.get("calibration")}}, metric) if value else None
 
 
 def data_words(result: Mapping[str, Any]) -> str:
