@@ -264,6 +264,7 @@ def preload(threads: int) -> None:
     import workers.graph.describe  # noqa: PLC0415
     import workers.intake.models  # noqa: PLC0415
     import workers.sensitivity.engine  # noqa: PLC0415
+    import workers.sensitivity.estimators.run  # noqa: PLC0415
     import workers.verify.plan  # noqa: F401, PLC0415
 
     torch.set_num_threads(threads)

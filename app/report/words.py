@@ -149,7 +149,9 @@ def _handed_over(plan: Mapping[str, Any]) -> list[str]:
     """
     sentences = []
     search = (plan.get("solver") or {}).get("search") or {}
-    metric = next(iter(plan.get("predicted") or {}), None)
+    measured = plan.get("measured") or {}
+    # Not what is predicted: an estimator's score is a unit of its own.
+    metric = next(iter(measured.get("values", measured)), None)
     joint = plan.get("origin") == "interactions"
     costs = _calibrated if joint else measured_cost
     where, other, own = (

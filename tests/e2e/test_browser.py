@@ -193,6 +193,29 @@ def test_the_stage_follows_the_job(visit, database, document):
     assert page.locator(".steps [aria-current]").text_content() == "Solve"
 
 
+def test_a_job_that_estimates_goes_through_one_more_stage_and_may_measure_again(visit, database, document):
+    job = begin(database, document, 96, "estimates")
+
+    def enter(stage):
+        with database.write() as session:
+            row = session.get_one(Job, job)
+            row.stage, row.request = stage, row.request | {"probes": 4}
+
+    enter(Stage.PROBE)
+    page = visit(f"/jobs/{job}")
+    shown = page.locator(".steps [aria-current]")
+    for stage, heading, step in (
+        (Stage.PROBE, "Estimating sensitivities", "Estimate"),
+        (Stage.SOLVE, "Solving", "Solve"),
+        (Stage.MEASURE, "Measuring sensitivities", "Measure"),
+        (Stage.SOLVE, "Solving", "Solve"),
+    ):
+        enter(stage)
+        page.get_by_role("heading", name=heading).wait_for()
+        assert shown.text_content() == step
+    assert page.locator(".steps li").all_text_contents() == ["Estimate", "Measure", "Solve", "Verify"]
+
+
 def test_cancelling_asks_first_and_then_cancels(visit, database, document):
     job = begin(database, document, 12, "cancel")
     page = visit(f"/jobs/{job}")

@@ -207,3 +207,44 @@ def test_words_need_no_plotting_library():
     code = "import sys; import app.report.words, app.report.quantities; print([m for m in ('plotly', 'jinja2', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def taken_over(**changes):
+    search = {
+        "objective": 0.01,
+        "size_bits": 1,
+        "measured": {"values": {"kl": {"calibration": 0.04, "evaluation": 0.02}}},
+    }
+    measured = {"kl": {"calibration": 0.03, "evaluation": 0.05}}
+    solver = solved_by("search", search=search)
+    return plan(
+        **{
+            "origin": "interactions",
+            "status": "feasible",
+            "relative_gap": 0.25,
+            "solver": solver,
+            "measured": measured,
+        }
+        | changes
+    )
+
+
+def test_a_plan_with_interactions_tells_the_costs_that_decided():
+    words = certificate_words(taken_over())
+    headline = "Plan with interactions handed over: it measured better."
+    assert words.startswith(f"{headline} On the calibration data it measured 0.03")
+    assert "the plan of added costs 0.04" in words
+    assert "0.05" not in words
+    assert f"within 25{SPACE}% of the least possible" in words
+    assert "optimal" not in words.lower()
+    assert certificate_level(taken_over(status="optimal")) == "bounded"
+
+
+def test_costs_are_told_though_the_prediction_is_in_another_unit():
+    words = certificate_words(taken_over(origin="uniform", predicted={"fisher": 3.0}))
+    assert "It measured 0.05" in words
+    assert "the plan found by the search 0.02" in words
+
+
+def test_a_plan_with_interactions_that_was_not_measured_tells_no_costs():
+    assert "It measured" not in certificate_words(taken_over(measured=None))
