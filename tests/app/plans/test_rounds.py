@@ -216,3 +216,35 @@ def test_a_cancelled_job_asks_for_nothing(world, estimated):
         session.get_one(Job, job.id).state = JobState.CANCELLED
     assert solve(world, task_id) == STOPPED
     assert entries(world, job) == []
+
+
+def test_errors_shrink_with_what_is_measured_and_end_with_it(world, estimated, monkeypatch):
+    from app.plans import rounds
+    from app.sensitivities.rounds import Round
+    from workers.contracts import Candidate
+
+    job, seen = estimated(candidates=[2, 4]), []
+    for index, block in enumerate(cut(40, MEASURE_BLOCKS)):
+        units = ["q.weight"] + ["stem.weight"] * (index == 0)
+        wanted = {block: [(unit, Candidate.parse("4:channel-asymmetric")) for unit in units]}
+        with world.database.write() as session:
+            measure_further(session, job.id, wanted, world.settings)
+    world.measure(job, cost=lambda _unit, _bits: 2.0)  # with a standard error of a tenth on each block
+
+    def look(table, budgets, *, regret):
+        seen.append((table, budgets, regret))
+        return Round(cells=(), expected_regret=0.0)
+
+    monkeypatch.setattr(rounds, "next_round", look)
+    assert further(world, job) == {}
+    ((table, budgets, regret),) = seen
+    assert (budgets, regret) == ([4 * 1624], FINE)
+    column = [table.problem.label(0, k) for k in range(2)].index("4:channel-asymmetric")
+    unit = list(table.problem.units).index
+    assert table.errors[unit("q.weight"), column] == 0.0
+    assert table.errors[unit("stem.weight"), column] == pytest.approx(0.2 * (30 / 40) ** 0.5)
+    assert table.errors[unit("k.weight"), column] == pytest.approx(
+        0.15 * table.problem.costs[unit("k.weight"), column]
+    )
+    assert not table.open[unit("q.weight"), column]
+    assert table.open.sum() == 7
