@@ -153,7 +153,9 @@ def _tasks() -> None:
     op.create_table(
         "tasks",
         sa.Column("id", sa.String(40), nullable=False),
-        sa.Column("kind", _enum("taskkind", "inspect", "probe", "measure", "solve", "verify"), nullable=False),
+        sa.Column(
+            "kind", _enum("taskkind", "inspect", "probe", "measure", "solve", "verify"), nullable=False
+        ),
         sa.Column("job_id", sa.String(40), nullable=True),
         sa.Column("model_id", sa.String(40), nullable=True),
         sa.Column("plan_id", sa.String(40), nullable=True),
