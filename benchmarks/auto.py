@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+# In the place of this folder, where `solver.py` would hide the package of that name.
+sys.path[0:1] = [str(ROOT), str(ROOT / "examples")]
 
 from rich.console import Console  # noqa: E402 - from the folder just added
 

@@ -232,3 +232,22 @@ def test_the_licence_is_there_and_the_changelog_has_an_unreleased_part() -> None
     assert "Apache License" in text("LICENSE")
     assert PROJECT["license"] == "Apache-2.0"
     assert re.search(r"^## Unreleased$", text("CHANGELOG.md"), re.MULTILINE)
+
+
+BENCHMARKS = ["activations", "auto", "measure", "plan_quality", "solver"]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_starts_and_tells_what_it_does(name: str, tmp_path: Path) -> None:
+    """As a script, from another folder: one of them has the name of a package."""
+    script = ROOT / "benchmarks" / f"{name}.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+def test_every_benchmark_is_tried() -> None:
+    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text()}
+    assert scripts == set(BENCHMARKS)
