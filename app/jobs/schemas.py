@@ -144,6 +144,13 @@ class JobCreate(BaseModel):
         description="`auto`: measuring goes on until the plans of all budgets are expected to cost at most this share more "
         "than the best, of their predicted cost.",
     )
+    max_passes: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="`auto`: measures at most this much, in float passes over the samples, whatever `regret` asks for; null: no "
+        "bound. Estimates are not counted.",
+    )
     probes: int = Field(
         default=4,
         ge=1,

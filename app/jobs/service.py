@@ -241,7 +241,7 @@ def _measuring(create: JobCreate, method: Method) -> dict[str, Any]:
     if method.estimator is None:
         return how
     how |= {"estimator": method.estimator, "probes": create.probes}
-    return how | ({"regret": create.regret} if method.refined else {})
+    return how | ({"regret": create.regret, "max_passes": create.max_passes} if method.refined else {})
 
 
 def _canonical(create: JobCreate, settings: Settings) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from sqlalchemy import func, select
@@ -16,7 +16,8 @@ from app.plans.service import job_description, prepare_search
 from app.sensitivities.knowledge import Key, Sensitivity, Source, known
 from app.sensitivities.rounds import Table, next_round
 from app.settings import Settings
-from workers.contracts import Candidate
+from workers.contracts import Candidate, ModelDescription
+from workers.sensitivity.sharding import work
 
 MEASURE_BLOCKS = tasks.PROBE_BLOCKS
 """An entry is measured on so many blocks of the samples at most, one a round: the probes' blocks, so that both can be compared."""
@@ -44,12 +45,34 @@ def further_entries(session: Session, job_id: str) -> Further:
     ]
     reachable = [b for b in budgets if b >= search.problem.reduced.smallest]
     found = next_round(table, reachable, regret=regret)
-    further: Further = defaultdict(list)
+    wanted: list[tuple[Block, tuple[str, Candidate]]] = []
     for unit, candidate in found.cells:
         key = search.problem.units[unit], search.problem.label(unit, candidate)
         block = next(b for b in blocks if b[1] > measured.get(key, 0))
-        further[block].append((key[0], Candidate.parse(key[1])))
+        wanted.append((block, (key[0], Candidate.parse(key[1]))))
+    further: Further = defaultdict(list)
+    for block, entry in _affordable(session, job, description, wanted, samples=blocks[-1][1]):
+        further[block].append(entry)
     return further
+
+
+def _affordable(
+    session: Session,
+    job: Job,
+    description: ModelDescription,
+    wanted: Sequence[tuple[Block, tuple[str, Candidate]]],
+    *,
+    samples: int,
+) -> Iterator[tuple[Block, tuple[str, Candidate]]]:
+    """The most useful entries, as many as the passes that the job may still spend on measuring pay for."""
+    limit = job.request.get("max_passes")
+    spent = session.scalar(select(func.sum(JobEntry.work)).where(JobEntry.job_id == job.id)) or 0.0
+    shares = work(description, [entry for _, entry in wanted])
+    for (block, entry), share in zip(wanted, shares, strict=True):
+        spent += share * (block[1] - block[0]) / samples
+        if limit is not None and spent > limit:
+            return
+        yield block, entry
 
 
 def measure_further(session: Session, job_id: str, further: Further, settings: Settings) -> None:

@@ -186,6 +186,7 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
         "Compared": quantities.measure(metric_of(result)).title
         + (f" of output {settings['output']}" if settings.get("output") else ""),
         "Tolerated regret": quantities.percent(settings["regret"]) if "regret" in settings else "",
+        "Measured at most": f"{settings['max_passes']:g} passes" if settings.get("max_passes") else "",
         "Probes": str(settings.get("probes", "")),
         "Limits": ", ".join(
             f"{name.replace('_', ' ')} at most {text}"

@@ -65,6 +65,7 @@ REFUSED = [
     ("no regret at all", {"regret": 0}, 422, "invalid-request", "regret", 0, "greater than 0"),
     ("a negative regret", {"regret": -0.01}, 422, "invalid-request", "regret", -0.01, "greater than 0"),
     ("a regret above 1", {"regret": 1.01}, 422, "invalid-request", "regret", 1.01, "less than or equal to 1"),
+    ("no pass at all", {"max_passes": 0}, 422, "invalid-request", "max_passes", 0, "greater than 0"),
     ("a regret as text", {"regret": "1%"}, 422, "invalid-request", "regret", "1%", "number"),
     ("no probes", {"probes": 0}, 422, "invalid-request", "probes", 0, "greater than or equal to 1"),
     ("too many probes", {"probes": 65}, 422, "invalid-request", "probes", 65, "64"),

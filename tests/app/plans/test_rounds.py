@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from app.dispatch import work
 from app.dispatch.lifecycle import Requeue
@@ -242,9 +242,37 @@ def test_errors_shrink_with_what_is_measured_and_end_with_it(world, estimated, m
     column = [table.problem.label(0, k) for k in range(2)].index("4:channel-asymmetric")
     unit = list(table.problem.units).index
     assert table.errors[unit("q.weight"), column] == 0.0
-    assert table.errors[unit("stem.weight"), column] == pytest.approx(0.2 * (30 / 40) ** 0.5)
+    stem = unit("stem.weight"), column  # projected from a quarter of the samples, its error with it
+    assert table.errors[stem] == pytest.approx(0.1 * table.problem.costs[stem] * (30 / 40) ** 0.5)
     assert table.errors[unit("k.weight"), column] == pytest.approx(
         0.15 * table.problem.costs[unit("k.weight"), column]
     )
     assert not table.open[unit("q.weight"), column]
     assert table.open.sum() == 7
+
+
+def measure_work(world, job, wanted):
+    """What entries would add to the work of a job; nothing is kept."""
+    with world.database.read() as session:
+        before = session.scalar(select(func.sum(JobEntry.work)).where(JobEntry.job_id == job.id))
+        measure_further(session, job.id, wanted, world.settings)
+        return session.scalar(select(func.sum(JobEntry.work)).where(JobEntry.job_id == job.id)) - before
+
+
+def test_no_more_is_asked_for_than_the_passes_pay_for(world, estimated):
+    job = estimated()
+    free = further(world, job)[0, 10]
+    assert solve(world, solving(world, job)) == DONE
+    free_work = sum(entry.work for entry in entries(world, job))
+    bounded = estimated(max_passes=0.5 * free_work)
+    wanted = further(world, bounded)[0, 10]
+    assert 0 < len(wanted) < len(free)
+    assert wanted == free[: len(wanted)], "the most useful ones first"
+    task_id = solving(world, bounded)
+    assert solve(world, task_id) == DONE
+    assert sum(entry.work for entry in entries(world, bounded)) <= 0.5 * free_work
+    finish_measuring(world, bounded, lambda _unit, bits: 4.0**-bits)
+    left = 0.5 * free_work - sum(entry.work for entry in entries(world, bounded))
+    asked = measure_work(world, bounded, further(world, bounded))
+    assert asked <= left
+    assert further(world, estimated(max_passes=1e-6)) == {}
