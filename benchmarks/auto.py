@@ -119,18 +119,20 @@ def compared(exact: dict[str, Any], auto: dict[str, Any], metric: str) -> tuple[
     def price(choices: dict[str, Any]) -> float:
         return math.fsum(table[unit, choice["bits"], choice["scheme"]] for unit, choice in choices.items())
 
-    def joint(plan: dict[str, Any]) -> float:
-        own = plan["solver"].get("search", {}).get("measured") or {"values": plan["measured"]}
-        return float(own["values"][metric]["calibration"])
+    def found(plan: dict[str, Any]) -> dict[str, Any]:
+        """What the search by added costs found, whatever was handed over."""
+        own: dict[str, Any] = plan["solver"].get("search") or plan | {
+            "measured": {"values": plan["measured"]}
+        }
+        return own
 
-    def choices(plan: dict[str, Any]) -> tuple[dict[str, Any], float]:
-        return plan["choices"], plan["objective"]
+    def joint(plan: dict[str, Any]) -> float:
+        return float(found(plan)["measured"]["values"][metric]["calibration"])
 
     rows = []
     for best, ours in zip(exact["plans"], auto["plans"], strict=True):
-        least = best["solver"].get("search", {}).get("objective") or best["objective"]
-        taken, predicted = choices(ours)
-        cost = price(taken)
+        least, predicted = found(best)["objective"], found(ours)["objective"]
+        cost = price(found(ours)["choices"])
         rows.append(
             Row(
                 budget=ours["budget"],

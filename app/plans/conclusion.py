@@ -78,7 +78,12 @@ def _fits(uniform: Plan, plan: Plan) -> bool:
 
 def _take_over(plan: Plan, better: Plan, origin: str) -> None:
     """Hand another plan over under this one's name; what the search by added costs found stays on record."""
-    found = {"objective": plan.objective, "size_bits": plan.size_bits, "measured": plan.measured}
+    found = {
+        "objective": plan.objective,
+        "size_bits": plan.size_bits,
+        "measured": plan.measured,
+        "choices": plan.choices,
+    }
     plan.solver = plan.solver | {"origin": origin, "search": plan.solver.get("search", found)}
     plan.choices = better.choices
     plan.objective = better.objective
