@@ -107,7 +107,7 @@ def test_equal_with_candidates_in_one_pass(make_case, kind, memory_bytes, batch_
 
 def test_candidates_share_passes_where_bits_agree(make_case, monkeypatch):
     """Convolutions over few samples round alike for any number of them."""
-    case = make_case(samples=10)
+    case = make_case(samples=18)
     request = case.request(wanted=case.wanted(2, 4, 8), batch_size=4)
     stacking = stacking_for(request)
     setup = prepare(request)
@@ -128,8 +128,8 @@ def test_candidates_share_passes_where_bits_agree(make_case, monkeypatch):
 
 @pytest.mark.parametrize("refusal", ["slow", "memory", "fixed batch", "one batch"])
 def test_candidates_do_not_share_passes(make_case, refusal):
-    case = make_case(samples=8, fixed_batch=3 if refusal == "fixed batch" else None)
-    request = case.request(batch_size=8 if refusal == "one batch" else 3)
+    case = make_case(samples=12, fixed_batch=3 if refusal == "fixed batch" else None)
+    request = case.request(batch_size=12 if refusal == "one batch" else 3)
     stacking = stacking_for(
         request,
         slower_by=1e6 if refusal == "slow" else -1.0,
@@ -141,7 +141,7 @@ def test_candidates_do_not_share_passes(make_case, refusal):
 
 
 def test_different_bits_are_found_out(make_case, monkeypatch):
-    case = make_case(samples=10)
+    case = make_case(samples=12)
     request = case.request(batch_size=3)
     stacking = stacking_for(request)
     run = stacking.run
