@@ -60,9 +60,9 @@ def relax(costs: Reals, sizes: Ints, budget: int, known: Hull | None = None) -> 
 def build_hull(costs: Reals, sizes: Ints) -> Hull:
     """See `solver.hull.build_hull`."""
     start, slope, step, group, slot, _ = _edges(costs, sizes, np.arange(len(costs)))
-    order = relaxation_kernel.by_falling(slope)
-    group, slot, sizes_after, costs_after, slope = relaxation_kernel.along_frontier(
-        costs, sizes, order, slope, step, group, slot, start
+    order, slope = relaxation_kernel.by_falling(slope)
+    group, slot, sizes_after, costs_after = relaxation_kernel.along_frontier(
+        costs, sizes, order, step, group, slot, start
     )
     return Hull(start=start, group=group, slot=slot, slope=slope, sizes=sizes_after, costs=costs_after)
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numba import float64, int64, types
 
-from solver.kernels.types import COSTS, INTS, REALS, SIZES, compiled
+from solver.kernels.types import COSTS, HALF_INTS, INTS, REALS, SIZES, compiled
 
 
 @compiled(types.UniTuple(int64, 2)(COSTS, SIZES, INTS, INTS, REALS, INTS, INTS, INTS))
@@ -148,17 +148,18 @@ def narrow(costs, sizes, rows, high, low, slots, still, light, heavy):
     return count, light_total, heavy_total, light_open, heavy_open
 
 
-@compiled(INTS(REALS))
+@compiled(types.Tuple((HALF_INTS, REALS))(REALS))
 def by_falling(values):
-    """Order of non-negative values, largest first; equal values keep their order.
+    """Order of non-negative values, largest first, and the values in that order; equal values keep their order.
 
-    A radix sort on the bits, which for non-negative floats are ordered as the values are.
+    A radix sort on the bits, which for non-negative floats are ordered as the values are. Places are half as wide as keys:
+    what limits it is memory. Less than 2^31 values.
     """
     count = len(values)
     keys = values.copy().view(np.int64)
-    order = np.arange(count)
+    order = np.arange(count).astype(np.int32)
     other_keys = np.empty(count, np.int64)
-    other = np.empty(count, np.int64)
+    other = np.empty(count, np.int32)
     bits = 11
     places = np.empty((1 << bits) + 1, np.int64)
     mask = (1 << bits) - 1
@@ -179,19 +180,31 @@ def by_falling(values):
             other[at] = order[j]
         keys, other_keys = other_keys, keys
         order, other = other, order
-    return order
+    return order, keys.view(np.float64)
 
 
-@compiled(types.Tuple((INTS, INTS, INTS, REALS, REALS))(COSTS, SIZES, INTS, REALS, INTS, INTS, INTS, INTS))
-def along_frontier(costs, sizes, order, slope, step, group, slot, start):
-    """Hull edges in the given order: group, slot, total size and cost after each, slope; the first totals are the start's."""
+@compiled(types.Tuple((INTS, INTS, INTS, REALS))(COSTS, SIZES, HALF_INTS, INTS, INTS, INTS, INTS))
+def along_frontier(costs, sizes, order, step, group, slot, start):
+    """Hull edges in the given order: group, slot, total size and cost after each; the first totals are the start's.
+
+    ``step``, ``group`` and ``slot`` come group by group, in rising order within each. What the order then jumps to lies
+    together, one line of the cache for each edge.
+    """
     count = len(order)
-    at = start.copy()
+    edges = np.empty((count, 4), np.int64)
+    changes = edges.view(np.float64)
+    before, last = -1, 0
+    for e in range(count):
+        i, k = group[e], slot[e]
+        if i != before:
+            before, last = i, start[i]
+        edges[e, 0], edges[e, 1], edges[e, 2] = step[e], i, k
+        changes[e, 3] = costs[i, k] - costs[i, last]
+        last = k
     groups = np.empty(count, np.int64)
     slots = np.empty(count, np.int64)
     total = np.empty(count + 1, np.int64)
     cost = np.empty(count + 1)
-    slopes = np.empty(count)
     size_sum = 0
     cost_sum = 0.0
     for i in range(len(start)):
@@ -201,13 +214,11 @@ def along_frontier(costs, sizes, order, slope, step, group, slot, start):
     lost = 0.0  # Kahan's compensation: a million steps would lose digits
     for e in range(count):
         edge = order[e]
-        i, k = group[edge], slot[edge]
-        change = (costs[i, k] - costs[i, at[i]]) - lost
+        change = changes[edge, 3] - lost
         new = cost_sum + change
         lost = (new - cost_sum) - change
         cost_sum = new
-        size_sum += step[edge]
-        at[i] = k
-        groups[e], slots[e], slopes[e] = i, k, slope[edge]
+        size_sum += edges[edge, 0]
+        groups[e], slots[e] = edges[edge, 1], edges[edge, 2]
         total[e + 1], cost[e + 1] = size_sum, cost_sum
-    return groups, slots, total, cost, slopes
+    return groups, slots, total, cost

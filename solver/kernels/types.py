@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
-from numba import float64, int64, types
+from numba import float64, int32, int64, types
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -12,6 +12,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 COSTS = types.Array(float64, 2, "C", readonly=True)
 SIZES = types.Array(int64, 2, "C", readonly=True)
 INTS = int64[::1]
+HALF_INTS = int32[::1]
 REALS = float64[::1]
 
 VERSION: str = numba.__version__
