@@ -125,7 +125,7 @@ def markdown(table: list[Row], document: dict[str, Any]) -> str:
             quantities.ratio(row.uniform_kl, row.kl),
             quantities.percent(row.agreement),
             quantities.percent(row.uniform_agreement),
-            row.status if row.origin == "search" else f"{row.status}, uniform handed over",
+            row.status if row.origin == "search" else f"{row.status}, {row.origin} handed over",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
