@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from solver import core, hull, pareto, relaxation, search
+from solver import core, hull, pareto, relaxation, search, tablewise
+from solver.certificate import MinimaSum
 from solver.core import Core, Known, Scan
 from solver.hull import Hull
 from solver.relaxation import Relaxation
@@ -69,6 +70,16 @@ class Engine(Protocol):
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         """Every state with each of a group's moves; see `solver.pareto.add_choices`."""
 
+    def cost_of(self, costs: NDArray[np.float64], slots: NDArray[np.int64]) -> float:
+        """Sum of the chosen costs, to the last place."""
+
+    def smallest_total(self, table: NDArray[np.int64]) -> int:
+        """Sum of each row's least value."""
+
+    @property
+    def sum_of_minima(self) -> MinimaSum | None:
+        """See `solver.certificate.lagrangian_bound`."""
+
 
 class _NumpyEngine:
     """Always there."""
@@ -80,6 +91,9 @@ class _NumpyEngine:
     assemble = staticmethod(core.assemble)
     search = staticmethod(search.search)
     add_choices = staticmethod(pareto.add_choices)
+    cost_of = staticmethod(tablewise.cost_of)
+    smallest_total = staticmethod(tablewise.smallest_total)
+    sum_of_minima: MinimaSum | None = None
 
 
 class _State:

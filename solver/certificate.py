@@ -3,18 +3,19 @@
 Nothing here is shared with the searches: a search that errs is found out by these functions.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from solver.reduction import Reduced
 from solver.tablewise import exact_sum
 
 if TYPE_CHECKING:
     from solver.problem import Problem
+    from solver.reduction import Reduced
 
 _UNIT_ROUNDOFF = 2.0**-53
 _BLOCK = 4096
@@ -49,10 +50,15 @@ def evaluate(problem: "Problem", choices: NDArray[np.int64]) -> Evaluation:
         problem: The problem as the user gave it (not the reduced one).
         choices: Candidate index of each unit, int64 [L].
     """
-    at = np.arange(len(choices)), choices
-    objective = exact_sum(problem.costs[at])
-    size = int(problem.sizes[at].sum())
-    rows = {row.name: int(row.table[at].sum()) for row in problem.rows}
+    # Read without a sign, a negative choice is larger than all counts.
+    if bool((choices.view(np.uint64) >= problem.counts.view(np.uint64)).any()):
+        missing = ("a candidate that does not exist",)
+        return Evaluation(objective=math.inf, size_bits=0, row_values={}, violations=missing)
+    # One flat index for all tables: pairs of indices take NumPy several times as long.
+    at = choices + np.arange(0, problem.costs.size, problem.costs.shape[1])
+    objective = exact_sum(problem.costs.ravel()[at])
+    size = int(problem.sizes.ravel()[at].sum())
+    rows = {row.name: int(row.table.ravel()[at].sum()) for row in problem.rows}
     violations = [row.name for row in problem.rows if rows[row.name] > row.limit]
     if problem.budget_bits is not None and size > problem.budget_bits:
         violations.append("size")
@@ -63,8 +69,6 @@ def evaluate(problem: "Problem", choices: NDArray[np.int64]) -> Evaluation:
 def _broken_rules(problem: "Problem", choices: NDArray[np.int64]) -> list[str]:
     """Pins, bounds, ties and width rules that a plan breaks, in words."""
     broken = []
-    if bool((choices < 0).any()) or bool((choices >= problem.counts).any()):
-        return ["a candidate that does not exist"]
     if problem.allowed is not None and not np.take_along_axis(problem.allowed, choices[:, None], 1).all():
         broken.append("a pin or bound")
     broken += [
@@ -85,8 +89,15 @@ def _broken_rules(problem: "Problem", choices: NDArray[np.int64]) -> list[str]:
     return broken
 
 
+MinimaSum = Callable[[NDArray[np.float64], NDArray[np.int64], float], tuple[float, float, float]]
+"""Sum of the priced minima as two floats, and magnitude of their terms: `solver.kernels.certificate.sum_of_minima`."""
+
+
 def lagrangian_bound(
-    reduced: Reduced, limits: Sequence[tuple[NDArray[np.int64], int]], multipliers: Sequence[float]
+    reduced: "Reduced",
+    limits: Sequence[tuple[NDArray[np.int64], int]],
+    multipliers: Sequence[float],
+    sum_of_minima: MinimaSum | None = None,
 ) -> float:
     """Lower bound ``sum_i min_k (c_ik + sum_r m_r a_rik) - sum_r m_r b_r``, lessened by its rounding error.
 
@@ -97,31 +108,39 @@ def lagrangian_bound(
         reduced: The problem without pins, bounds and ties.
         limits: The rows: whole-number table [G, K] and limit.
         multipliers: One per row, finite, >= 0; negative ones are taken as 0.
+        sum_of_minima: What passes over the table of a single row; NumPy if left out.
 
     Source: Geoffrion 1974, "Lagrangean relaxation for integer programming"; the slack is our own forward error bound.
     """
     prices = [max(0.0, float(m)) for m in multipliers]
     priced = [(table, price) for (table, _), price in zip(limits, prices, strict=True) if price > 0.0]
-    exact = reduced.costs.shape[0] <= _EXACT_SUM
-    sums: list[float] = []
-    minima: list[NDArray[np.float64]] = []
-    magnitude = 0.0
-    for start in range(0, reduced.costs.shape[0], _BLOCK):
-        block = slice(start, start + _BLOCK)
-        least, cancelled = _minima(reduced.costs[block], [(table[block], price) for table, price in priced])
-        if exact:
-            minima.append(least)
-        else:
-            sums.append(float(least.sum()))
-        magnitude += float(np.abs(least).sum()) + 2.0 * cancelled
+    if sum_of_minima is not None and len(priced) == 1:
+        high, low, magnitude = sum_of_minima(reduced.costs, *priced[0])
+        sums, exact = [high, low], True
+    else:
+        sums, magnitude, exact = _summed_minima(reduced.costs, priced)
     products = [price * float(limit) for (_, limit), price in zip(limits, prices, strict=True)]
-    terms = np.concatenate((*minima, sums, np.negative(products)))
-    bound = exact_sum(terms)
+    bound = math.fsum(sums + [-product for product in products])
     magnitude += sum(map(abs, products))
     # Costs of tied units were summed, one rounding per member; blocks of large tables are summed pairwise.
     members = 0 if reduced.members is None else int(reduced.members.max())
     roundings = 4 * (len(prices) + 1) + members + (0 if exact else _BLOCK_ROUNDINGS)
     return bound - roundings * _UNIT_ROUNDOFF * magnitude
+
+
+def _summed_minima(
+    costs: NDArray[np.float64], priced: Sequence[tuple[NDArray[np.int64], float]]
+) -> tuple[list[float], float, bool]:
+    """Terms that sum to the sum of the minima, the magnitude of what they were computed from, and whether they are exact."""
+    exact = len(costs) <= _EXACT_SUM
+    sums: list[float] = []
+    magnitude = 0.0
+    for start in range(0, len(costs), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        least, cancelled = _minima(costs[block], [(table[block], price) for table, price in priced])
+        sums += least.tolist() if exact else [float(least.sum())]
+        magnitude += float(np.abs(least).sum()) + 2.0 * cancelled
+    return sums, magnitude, exact
 
 
 def _minima(

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver import search as searching
-from solver.core import NOTHING, ROUNDOFF, Core, Incumbent, Known, Moves, Scan, search_rounding
+from solver.core import NOTHING, ROUNDOFF, Core, Known, Moves, Scan, search_rounding
 from solver.hull import Hull
+from solver.kernels import certificate as certificate_kernel
 from solver.kernels import core as core_kernel
 from solver.kernels import relaxation as relaxation_kernel
 from solver.kernels import search as search_kernel
@@ -32,8 +33,10 @@ def relax(costs: Reals, sizes: Ints, budget: int, known: Hull | None = None) -> 
     """See `solver.relaxation.relax`."""
     if known is not None:
         return at_budget(known, costs, sizes, budget)
-    rows, slots, room = np.arange(len(costs)), np.empty(len(costs), np.int64), budget
-    ends = _first_prices(costs, sizes, budget) if len(rows) > _FEW_OPEN else (math.inf, 0.0)
+    rows, room = np.arange(len(costs)), budget
+    if len(rows) <= _FEW_OPEN:
+        return _by_edges(costs, sizes, rows, room)
+    slots, ends = np.empty(len(costs), np.int64), _first_prices(costs, sizes, budget)
     for _ in range(_MAX_PASSES):
         if len(rows) <= _FEW_OPEN:
             break
@@ -69,16 +72,9 @@ def build_hull(costs: Reals, sizes: Ints) -> Hull:
 
 def _by_edges(costs: Reals, sizes: Ints, rows: Ints, room: int) -> Relaxation:
     """The relaxation of some rows from all their hull edges."""
-    slots, slope, step, group, slot, total = _edges(costs, sizes, rows)
-    price = relaxation_kernel.break_slope(slope.copy(), step.copy(), room - total)
-    taken = slope > price
-    # Edges of one group come in rising order: of several assignments the last one holds.
-    slots[group[taken]] = slot[taken]
-    slack = room - total - int(step[taken].sum())
-    if price > 0.0:
-        ties = np.flatnonzero(slope == price)
-        if len(ties) > 1:
-            slack = fill_ties(costs[rows], sizes[rows], slots, group[ties], slot[ties], slack)
+    price, slots, slack, group, slot = relaxation_kernel.relax_rows(costs, sizes, rows, room)
+    if len(group) > 1:
+        slack = fill_ties(costs[rows], sizes[rows], slots, group, slot, slack)
     return Relaxation(multiplier=price, slots=slots, slack=slack)
 
 
@@ -119,16 +115,17 @@ def _sampled_prices(costs: Reals, sizes: Ints, sample: Sample) -> tuple[float, f
 
 def scan(costs: Reals, sizes: Ints, relaxation: Relaxation, target: float, known: Known = NOTHING) -> Scan:
     """See `solver.core.scan`."""
-    price, slack = relaxation.multiplier, relaxation.slack
+    price = relaxation.multiplier
     best, incumbent = known
-    moves, best, incumbent, rounding, sound = _pass(costs, sizes, relaxation, best, incumbent, target)
-    count, slack = core_kernel.tighten(*moves, slack, price, best)
-    group, slot, size, cost, reduced = moves
-    kept = Moves(
-        group=group[:count], slot=slot[:count], size=size[:count], cost=cost[:count], reduced=reduced[:count]
+    moves, best, found, rounding, sound, slack = core_kernel.scan_and_tighten(
+        costs, sizes, relaxation.slots, price, relaxation.slack, best, target, 8.0 * ROUNDOFF
     )
+    if len(found):
+        at = found.tolist()
+        incumbent = tuple(zip(at[::2], at[1::2], strict=True))
+    group, slot, size, cost, reduced = moves
     return Scan(
-        moves=kept,
+        moves=Moves(group=group, slot=slot, size=size, cost=cost, reduced=reduced),
         price=price,
         slack=slack,
         best=best,
@@ -136,29 +133,6 @@ def scan(costs: Reals, sizes: Ints, relaxation: Relaxation, target: float, known
         rounding=rounding,
         sound=sound,
     )
-
-
-def _pass(  # noqa: PLR0913, PLR0917 - one problem and its incumbent
-    costs: Reals,
-    sizes: Ints,
-    relaxation: Relaxation,
-    best: float,
-    incumbent: Incumbent,
-    target: float,
-) -> tuple[tuple[Ints, Ints, Ints, Reals, Reals], float, Incumbent, float, bool]:
-    """Moves below the gap, and the best single move or pair if it beats the incumbent; rounding, soundness."""
-    price, slack = relaxation.multiplier, relaxation.slack
-    moves, best, group, slot, magnitude, sound = core_kernel.scan(
-        costs, sizes, relaxation.slots, price, slack, best
-    )
-    rounding = 8.0 * ROUNDOFF * magnitude
-    if group >= 0:
-        incumbent = ((group, slot),)
-    if len(moves[0]) and best + price * slack > max(target, rounding):
-        best, first, second = core_kernel.best_pair(moves[0], moves[2], moves[3], slack, best)
-        if first >= 0:
-            incumbent = tuple((int(moves[0][at]), int(moves[1][at])) for at in (first, second))
-    return moves, best, incumbent, rounding, sound
 
 
 def assemble(costs: Reals, sizes: Ints, found: Scan) -> Core:
@@ -244,6 +218,9 @@ class _CompiledEngine:
     assemble = staticmethod(assemble)
     search = staticmethod(search)
     add_choices = staticmethod(add_choices)
+    cost_of = staticmethod(certificate_kernel.cost_of)
+    smallest_total = staticmethod(relaxation_kernel.smallest_total)
+    sum_of_minima = staticmethod(certificate_kernel.sum_of_minima)
 
 
 ENGINE = _CompiledEngine()

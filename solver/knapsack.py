@@ -19,7 +19,6 @@ from solver.reduction import Reduced
 from solver.relaxation import Relaxation
 from solver.search import STATE_CAPS, SearchResult
 from solver.solution import Proof
-from solver.tablewise import exact_sum
 
 OPTIMAL_GAP = 1e-9
 """Largest requested gap (relative) at which a plan within it is called optimal."""
@@ -85,8 +84,8 @@ def solve_knapsack(  # noqa: PLR0913 - one problem and how long to look
     started = time.monotonic()
     relaxation = engine.relax(costs, sizes, budget, hull)
     price, slots = relaxation.multiplier, relaxation.slots
-    bound = lagrangian_bound(reduced, [(sizes, budget)], [price])
-    base = exact_sum(costs[np.arange(len(slots)), slots])
+    bound = lagrangian_bound(reduced, [(sizes, budget)], [price], engine.sum_of_minima)
+    base = engine.cost_of(costs, slots)
     if price == 0.0 or relaxation.slack == 0:
         return _result(slots, base, bound, Proof.LAGRANGIAN, price, proven=True)
     target = relative_gap * abs(base)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from solver import acceleration
 from solver.constraints import WidthCount
 from solver.hull import Hull
-from solver.tablewise import smallest_total
 
 if TYPE_CHECKING:
     from solver.problem import Problem
@@ -54,7 +53,7 @@ class Reduced:
     @cached_property
     def smallest(self) -> int:
         """Sum of each group's smallest size."""
-        return smallest_total(self.sizes)
+        return acceleration.engine().smallest_total(self.sizes)
 
     @cached_property
     def hull(self) -> Hull:

@@ -91,7 +91,7 @@ def from_rows(rows: Iterable[tuple[str, str | int, float, int]]) -> Ragged:
         values += values[:1] * (width - len(values))
         costs[i] = [cost for cost, _ in values]
         sizes[i] = [size for _, size in values]
-    _check_total(sizes)
+    _check_total(sizes, int(sizes.max()))
     return tuple(grouped), tuple(tuple(cells) for cells in grouped.values()), costs, sizes, counts
 
 
@@ -222,7 +222,10 @@ def _widths(
 
 
 def _check_costs(costs: NDArray[np.float64], names: Sequence[str]) -> None:
-    # One reduction in place of a boolean table: a sum is finite only if every term is (or it overflows).
+    # One product in place of a boolean table: it is finite only if every term is, and then so is their sum.
+    flat = costs.ravel()
+    if math.isfinite(np.dot(flat, flat)):
+        return
     with np.errstate(over="ignore", invalid="ignore"):
         total = float(np.add.reduce(costs, axis=None))
     if math.isfinite(total):
@@ -237,17 +240,19 @@ def _check_costs(costs: NDArray[np.float64], names: Sequence[str]) -> None:
 
 
 def _check_sizes(sizes: NDArray[np.int64], names: Sequence[str]) -> None:
-    if int(sizes.min()) < 0:
+    # Read without a sign, a negative size is larger than all others: one pass tells both.
+    largest = int(sizes.view(np.uint64).max())
+    if largest > MAX_TOTAL and int(sizes.min()) < 0:
         i, k = (int(v) for v in np.argwhere(sizes < 0)[0])
         raise _refused(
             names[i], f"has size {sizes[i, k]} at candidate {k}", "sizes", int(sizes[i, k]), "0 bits or more"
         )
-    _check_total(sizes)
+    _check_total(sizes, largest)
 
 
-def _check_total(sizes: NDArray[np.int64]) -> None:
+def _check_total(sizes: NDArray[np.int64], largest: int) -> None:
     # The coarse test passes nearly always and costs one pass less.
-    if int(sizes.max()) * sizes.shape[0] < MAX_TOTAL:
+    if largest * sizes.shape[0] < MAX_TOTAL:
         return
     if int(sizes.max(axis=1).astype(object).sum()) >= MAX_TOTAL:
         raise TableError("the largest sizes sum to 2^62 bits or more", "sizes", None, "sums below 2^62 bits")

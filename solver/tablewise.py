@@ -26,6 +26,11 @@ def smallest_total(table: NDArray[np.int64]) -> int:
     return int(row_minima(table).sum())
 
 
+def cost_of(costs: NDArray[np.float64], slots: NDArray[np.int64]) -> float:
+    """Correctly rounded sum of each row's chosen cost."""
+    return exact_sum(costs[np.arange(len(slots)), slots])
+
+
 def exact_sum(values: NDArray[np.float64]) -> float:
     """Correctly rounded sum, as `math.fsum`, without a Python loop for long arrays.
 

@@ -139,6 +139,32 @@ def tighten(group, slot, size, cost, reduced, slack, price, best):
         slack -= slack % divisor
 
 
+@compiled(
+    types.Tuple((MOVES, float64, INTS, float64, boolean, int64))(
+        COSTS, SIZES, INTS, float64, int64, float64, float64, float64
+    )
+)
+def scan_and_tighten(costs, sizes, slots, price, slack, best, target, roundoff):
+    """Scan, try pairs if the gap is above target and rounding, tighten.
+
+    Returns the moves, cost and moves (group, slot, ...) of the incumbent, empty when it is the old one; rounding,
+    soundness, slack.
+    """
+    moves, best, best_group, best_slot, magnitude, sound = scan(costs, sizes, slots, price, slack, best)
+    group, slot, size, cost, reduced = moves
+    incumbent = np.empty(0, np.int64)
+    if best_group >= 0:
+        incumbent = np.array([best_group, best_slot])
+    rounding = roundoff * magnitude
+    if len(group) > 0 and best + price * slack > max(target, rounding):
+        best, first, second = best_pair(group, size, cost, slack, best)
+        if first >= 0:
+            incumbent = np.array([group[first], slot[first], group[second], slot[second]])
+    count, slack = tighten(group, slot, size, cost, reduced, slack, price, best)
+    moves = (group[:count], slot[:count], size[:count], cost[:count], reduced[:count])
+    return moves, best, incumbent, rounding, sound, slack
+
+
 @compiled(void(COSTS, SIZES, INTS, INTS, INTS, int64, int64))
 def by_content(costs, sizes, group, first, order, a, b):
     """Sort ``order[a:b]``, classes of equal efficiency, by the sums of their groups' rows."""

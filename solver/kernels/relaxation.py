@@ -12,6 +12,18 @@ from numba import float64, int64, types
 from solver.kernels.types import COSTS, HALF_INTS, INTS, REALS, SIZES, compiled
 
 
+@compiled(int64(SIZES))
+def smallest_total(table):
+    """Sum of each row's least value."""
+    total = 0
+    for i in range(table.shape[0]):
+        least = table[i, 0]
+        for k in range(1, table.shape[1]):
+            least = min(least, table[i, k])
+        total += least
+    return total
+
+
 @compiled(types.UniTuple(int64, 2)(COSTS, SIZES, INTS, INTS, REALS, INTS, INTS, INTS))
 def hull_edges(costs, sizes, rows, start, slope, step, group, slot):
     """Hull edges of some groups: slope, change of size, group (as position in ``rows``), slot; count and total size.
@@ -95,6 +107,27 @@ def break_slope(slope, step, room):
             room -= steeper + equal
             low = k
     return 0.0
+
+
+@compiled(types.Tuple((float64, INTS, int64, INTS, INTS))(COSTS, SIZES, INTS, int64))
+def relax_rows(costs, sizes, rows, room):
+    """The relaxation of some groups: price, slots, slack, and the edges (position, slot) of the price itself."""
+    most = len(rows) * (costs.shape[1] - 1)
+    slots, slope = np.empty(len(rows), np.int64), np.empty(most)
+    step, group, slot = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    count, total = hull_edges(costs, sizes, rows, slots, slope, step, group, slot)
+    price = break_slope(slope[:count].copy(), step[:count].copy(), room - total)
+    slack = room - total
+    ties = 0
+    for e in range(count):
+        # Edges of one group come in rising order: of several assignments the last one holds.
+        if slope[e] > price:
+            slots[group[e]] = slot[e]
+            slack -= step[e]
+        elif slope[e] == price and price > 0.0:
+            group[ties], slot[ties] = group[e], slot[e]
+            ties += 1
+    return price, slots, slack, group[:ties], slot[:ties]
 
 
 @compiled(types.UniTuple(int64, 5)(COSTS, SIZES, INTS, float64, float64, INTS, INTS, INTS, INTS))
