@@ -65,13 +65,6 @@ class Case:
         """Its budgets: three, and one where each takes until the time limit."""
         return FRACTIONS[:1] if self.family in HARD and self.units > 300 else FRACTIONS
 
-    @property
-    def contested(self) -> bool:
-        """Whether the others are asked too: every family at some sizes, and every menu at one."""
-        if self.family in HARD or self.candidates != 6:
-            return self.units == 300
-        return self.units <= 1000 or self.family in REALISTIC
-
 
 @dataclass(kw_only=True)
 class Timing:
@@ -97,11 +90,10 @@ class Result:
 
 
 def cases(*, quick: bool) -> Iterator[Case]:
-    """Smallest first: realistic families over all sizes and menus, the others along both axes."""
+    """Every family over all sizes and menus, smallest first."""
     for units in LENGTHS[:3] if quick else LENGTHS:
         for family in (*REALISTIC, *OTHERS, *HARD):
-            menus = WIDTHS if (family in REALISTIC or units == 300) and not quick else (6,)
-            for candidates in menus:
+            for candidates in (6,) if quick else WIDTHS:
                 yield Case(family=family, units=units, candidates=candidates)
 
 
@@ -151,7 +143,7 @@ class Benchmark:
                 timings[name].gap.append(solution.relative_gap)
             bounds.append(solution.lower_bound or 0.0)
         disproofs: list[str] = []
-        for rival in self.rivals if case.contested else ():
+        for rival in self.rivals:
             timing = timings.setdefault(rival, Timing())
             for budget, bound in zip(budgets, bounds, strict=True):
                 # The usual rule: who did not finish is not asked about more of the same kind.
@@ -185,7 +177,7 @@ class Benchmark:
         timing.seconds.append(answer.seconds)
         timing.proven.append(proven)
         timing.gap.append(gap)
-        if not proven and case.family not in HARD:
+        if not proven:
             self.beaten.add((rival, case.family))
 
 

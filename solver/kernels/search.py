@@ -163,6 +163,7 @@ def advance(
     best_move = -1
     dropped = math.inf
     looked = 0
+    completed = 0  # how much had been looked at when states were last completed
     classes = len(pointer) - 1
     count = len(given[0])
     capacity = max(256, 2 * count)
@@ -225,8 +226,10 @@ def advance(
         states, grown, count = grown, states, grown_count
         if len(grown[0]) < capacity:
             grown = empty_list(capacity)
-        due = (stage & (stage - 1)) == 0 or (count >= 512 and stage % 8 == 0)
+        # Completing passes over all moves: as often as the stages' own work pays for it.
+        due = (stage & (stage - 1)) == 0 or (count >= 512 and looked - completed >= 8 * len(by_size))
         if stage >= 4 and due and stage < classes:
+            completed = looked
             best, at, move = complete(
                 states[0][:count],
                 states[1][:count],

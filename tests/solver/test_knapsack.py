@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
 from solver import Problem, Proof, SolveStatus, Stopped, solve
+from solver.certificate import evaluate, lagrangian_bound
 from solver.core import assemble, scan
 from solver.knapsack import cost_step, solve_knapsack
 from solver.relaxation import Relaxation, relax
@@ -288,3 +289,39 @@ def test_exact_sum_is_correctly_rounded(length):
     values[0] += 1e-9
     assert exact_sum(values) == math.fsum(values.tolist())
     assert exact_sum(np.zeros(length)) == 0.0
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(tables(), st.floats(0, 1e3), st.booleans())
+def test_the_bound_is_the_exact_one_less_its_rounding(engine, table, price, negative):
+    costs, sizes, budget = table
+    rows = -sizes if negative else sizes
+    exact = (
+        sum(
+            min(Fraction(c) + Fraction(price) * w for c, w in zip(cost_row, row, strict=True))
+            for cost_row, row in zip(costs.tolist(), rows.tolist(), strict=True)
+        )
+        - Fraction(price) * budget
+    )
+    reduced = Problem.from_arrays(costs, sizes, budget=None).reduced
+    bound = lagrangian_bound(reduced, [(rows, budget)], [price], engine.sum_of_minima)
+    magnitude = np.abs(costs).sum() + price * (float(sizes.sum()) + budget)
+    assert bound <= exact
+    assert exact - Fraction(bound) <= 1e-14 * magnitude
+
+
+@pytest.mark.parametrize("length", [10, 50_000])
+def test_a_plan_is_priced_to_the_last_place(engine, length):
+    rng = np.random.default_rng(3)
+    costs = rng.normal(size=(length, 3)) * 10.0 ** rng.uniform(-16, 12, (length, 1))
+    costs[: length // 2] = -costs[length // 2 :]
+    slots = rng.integers(0, 3, length)
+    exact = math.fsum(costs[np.arange(length), slots])
+    assert engine.cost_of(costs, slots) == pytest.approx(exact, rel=2.0**-52)
+    assert engine.smallest_total(slots[:, None] * np.array([2, 1, 5])) == int(slots.sum())
+
+
+@pytest.mark.parametrize("choice", [-1, 3])
+def test_a_choice_that_does_not_exist_is_found_out(choice):
+    problem = Problem.from_arrays(np.ones((2, 3)), np.ones((2, 3), int), budget=9)
+    assert evaluate(problem, np.array([0, choice])).violations == ("a candidate that does not exist",)
