@@ -28,6 +28,11 @@ STATE_CAPS = (4096, 1_000_000)
 MAX_NODES = 20_000_000
 """Most states remembered in a round (about 0.3 GB); the round ends there with an honest bound."""
 
+_STATES_A_SECOND = 5_000_000
+"""A stage looks at no more than so many states for each second left, as the clock is looked at between stages only."""
+
+_LEAST_CAP = 256
+
 _FOUR_MOVES = 1200
 _FOUR_OF = 3000
 """In a core of more moves than this the few that are tried in fours are not likely to be the right ones."""
@@ -132,7 +137,7 @@ def search(  # noqa: PLR0913 - one core and how long to look
         target: Absolute gap (cost) at which to stop; 0 to prove the optimum.
         step: A better plan is better by at least this much (costs are multiples of it); 0 when nothing is known.
         deadline: Of `time.monotonic`; looked at in every stage.
-        caps: Most states kept in a stage, in successive rounds.
+        caps: Most states kept in a stage, in successive rounds; fewer when little time is left.
         run: What carries out a round; `run_round` if left out.
     """
     best, moves, states = core.best, core.incumbent, 0
@@ -140,8 +145,11 @@ def search(  # noqa: PLR0913 - one core and how long to look
     if not len(core):
         return SearchResult(best=best, moves=moves, open_bound=math.inf, states=0)
     open_bound = math.inf
+    options = int(np.diff(core.pointer).max()) + 1
     for cap in caps:
-        attempt = Attempt(core=core, margin=margin, deadline=deadline, cap=cap, best=best)
+        affordable = _STATES_A_SECOND * (deadline - time.monotonic()) / options
+        kept = int(min(cap, max(_LEAST_CAP, affordable)))
+        attempt = Attempt(core=core, margin=margin, deadline=deadline, cap=kept, best=best)
         (run or run_round)(attempt)
         states += attempt.states
         if attempt.best < best:
