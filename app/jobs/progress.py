@@ -84,7 +84,7 @@ def probing(job: Job, probes: ProbeCounts, now: datetime) -> Progress:
         stage=job.stage or (None if job.state.final else Stage.PROBE),
         done=probes.done,
         total=probes.total,
-        unit="probes",
+        unit="parts",
         fraction=probes.done / probes.total if probes.total else 0.0,
         eta_seconds=None if job.state.final else eta,
         elapsed_seconds=_elapsed(job, now),

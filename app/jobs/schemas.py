@@ -223,7 +223,7 @@ class ProgressRead(BaseModel):
     done: int
     total: int = Field(description="So far: `auto` asks for further entries as it goes on.")
     unit: str = Field(
-        description="What is counted: `probes` (parts of the estimate), `entries` or `plans`.",
+        description="What is counted: `parts` (of the estimate), `entries` or `plans`.",
         examples=["entries"],
     )
     fraction: float = Field(ge=0, le=1, description="Share of the stage's work that is done.")

@@ -29,13 +29,20 @@ def test_a_job_that_estimates_shows_so_and_then_what_it_measures(api, world):
     text = page(api, f"/jobs/{job.id}")
     assert steps(text) == (stages, "Estimate")
     assert "Estimating sensitivities" in text
-    assert "0 of 4 probes" in text
+    assert "0 of 4 parts" in text
     assert 'data-state="running probe"' in text
     assert "estimating, 0" in page(api, "/")
     world.estimate(job)
     world.start(job, Stage.SOLVE)
     assert steps(page(api, f"/jobs/{job.id}")) == (stages, "Solve")
     assert steps(page(api, f"/jobs/{started(world).id}")) == (stages[1:], "Measure")
+
+
+def test_a_job_that_only_estimates_has_no_step_for_measuring(api, world):
+    assert steps(page(api, f"/jobs/{world.job(metric='fit').id}")) == (
+        ["Estimate", "Solve", "Verify"],
+        "Estimate",
+    )
 
 
 def started(world):

@@ -144,7 +144,7 @@ def test_a_list_asks_as_often_for_many_jobs_as_for_one(world):
 def test_probes_are_counted_in_tasks_and_take_equally_long():
     stage = NOW - timedelta(seconds=30)
     progress = probing(job(stage=Stage.PROBE, stage_started_at=stage), ProbeCounts(done=3, total=4), NOW)
-    assert (progress.stage, progress.done, progress.total, progress.unit) == (Stage.PROBE, 3, 4, "probes")
+    assert (progress.stage, progress.done, progress.total, progress.unit) == (Stage.PROBE, 3, 4, "parts")
     assert (progress.fraction, progress.eta_seconds, progress.elapsed_seconds) == (
         0.75,
         pytest.approx(10),
@@ -185,7 +185,7 @@ def test_a_job_that_estimates_shows_its_probes_first_and_then_the_entries_it_ask
             measure_further(session, job_.id, wanted, world.settings)
 
     job_ = world.job(metric="auto")
-    assert (look().stage, look().done, look().total, look().unit) == (Stage.PROBE, 0, 4, "probes")
+    assert (look().stage, look().done, look().total, look().unit) == (Stage.PROBE, 0, 4, "parts")
     world.start(job_, Stage.PROBE)
     with world.database.write() as session:
         query = select(Task).where(Task.job_id == job_.id, Task.kind == TaskKind.PROBE, Task.ordinal < 2)
