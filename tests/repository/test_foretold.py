@@ -1,0 +1,54 @@
+"""The benchmarks' judge of foretold times."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "benchmarks" / "foretold.py"
+
+
+@pytest.fixture(scope="module")
+def module():
+    spec = importlib.util.spec_from_file_location("foretold", SOURCE)
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules["foretold"] = loaded  # data classes look up their module
+    spec.loader.exec_module(loaded)
+    yield loaded
+    del sys.modules["foretold"]
+
+
+def told(module, documents, end):
+    """Errors for documents ``(second, stage, fraction, time left)``; ``end`` closes the last stage."""
+    moments = iter([*(document[0] for document in documents), end])
+    foretold = module.Foretold(clock=lambda: next(moments))
+    for _, stage, fraction, left in documents:
+        foretold.update({"stage": stage, "fraction": fraction, "eta_seconds": left})
+    return foretold.close()
+
+
+def test_times_are_judged_by_what_the_stage_took_after_its_first_tenth(module):
+    early = (5.0, "measure", 0.01, 900.0)
+    documents = [
+        (0.0, "measure", 0.0, None),
+        early,
+        (20.0, "measure", 0.2, 100.0),
+        (60.0, "measure", 0.6, 40.0),
+    ]
+    (error,) = told(module, documents, 100.0)
+    assert (error.stage, error.seconds, error.told) == ("measure", 100.0, 2)
+    assert error.largest == pytest.approx(0.2)
+
+
+def test_every_stage_has_its_own_error_and_one_that_told_nothing_has_none(module):
+    documents = [
+        (0.0, "probe", 0.0, None),
+        (10.0, "measure", 0.0, None),
+        (12.0, "measure", 0.2, 8.0),
+        (20.0, "solve", 1.0, 0.0),
+        (21.0, "verify", 0.0, None),
+        (23.0, "verify", 0.5, 2.0),
+    ]
+    errors = told(module, documents, 25.0)
+    assert [(e.stage, e.largest) for e in errors] == [("measure", 0.0), ("verify", 0.0)]
