@@ -36,6 +36,8 @@ _PLAIN_CLASSES = 32
 
 _DECIMALS = 6
 _COARSE = 1e9
+_WHOLE = 1e-7
+"""How near to a whole number a scaled cost has to be."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,12 +189,15 @@ def cost_step(core: Core) -> float:
     """
     changes = core.moves.cost
     largest = float(np.abs(changes).max()) if len(changes) else 0.0
+    first = float(changes[0]) if len(changes) else 0.0
     for decimals in range(_DECIMALS + 1):
+        if abs(first * 10.0**decimals - round(first * 10.0**decimals)) > _WHOLE:
+            continue  # one number tells of most tables that they are no decimals
         scaled = changes * 10.0**decimals
         if largest * 10.0**decimals > _COARSE:
             return 0.0
         whole = np.rint(scaled)
-        if bool((np.abs(scaled - whole) <= 1e-7).all()):
+        if bool((np.abs(scaled - whole) <= _WHOLE).all()):
             step = int(np.gcd.reduce(whole.astype(np.int64))) if len(whole) else 0
             return step / 10.0**decimals
     return 0.0
