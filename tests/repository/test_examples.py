@@ -32,7 +32,7 @@ def test_photos_ship_with_the_packages_and_are_disjoint(example: ModuleType) -> 
     assert not {"skimage/motorcycle_left.png", "skimage/motorcycle_right.png"} <= {*calibration, *evaluation}
     for name in (*calibration, *evaluation):
         folder, file = name.split("/")
-        with Image.open(example.FOLDERS[folder] / file) as picture:
+        with Image.open(load("examples", "photos").FOLDERS[folder] / file) as picture:
             assert min(picture.size) >= example.SMALLEST_CROP
 
 
