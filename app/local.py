@@ -7,7 +7,7 @@ one that was finished answers at once. A service that runs on the same data dire
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -67,7 +67,13 @@ class Files:
     evaluation: Path | None = None
 
 
-def search(files: Files, request: dict[str, Any], settings: Settings, on_update: OnUpdate) -> dict[str, Any]:
+def search(
+    files: Files,
+    request: dict[str, Any],
+    settings: Settings,
+    on_update: OnUpdate,
+    engine: "Engine | None" = None,
+) -> dict[str, Any]:
     """Search bit-widths for a model.
 
     Args:
@@ -75,6 +81,7 @@ def search(files: Files, request: dict[str, Any], settings: Settings, on_update:
         request: The members of a job's request, without model and data.
         settings: Data directory, number of workers and their threads.
         on_update: Called whenever there is news.
+        engine: Does the work; one of its own when not given.
 
     Returns:
         The result document.
@@ -88,20 +95,24 @@ def search(files: Files, request: dict[str, Any], settings: Settings, on_update:
     migrate.upgrade(settings.resolved_database_url)
     database = get_database(settings.resolved_database_url)
     store = ArtifactStore(settings.artifacts_dir)
-    with _Engine(settings) as engine:
+    with nullcontext(engine) if engine else Engine(settings) as working:
         ids = {"dataset": _register_data(database, store, settings, files.calibration)}
         if files.evaluation is not None:
             ids["evaluation_dataset"] = _register_data(database, store, settings, files.evaluation)
         ids["model"] = _register_model(database, store, settings, files.model)
-        _await_model(database, store, ids["model"], engine, on_update)
+        _await_model(database, store, ids["model"], working, on_update)
         job_id = _submit(database, settings, {**request, **ids})
-        _await_job(database, job_id, engine, on_update)
+        _await_job(database, job_id, working, on_update)
     with database.read() as session:
         return job_result(session, jobs.get_job(session, job_id))
 
 
 def measure_plans(
-    job_id: str, changes: Sequence[PlanChange], settings: Settings, on_update: OnUpdate
+    job_id: str,
+    changes: Sequence[PlanChange],
+    settings: Settings,
+    on_update: OnUpdate,
+    engine: "Engine | None" = None,
 ) -> list[dict[str, Any]]:
     """Make further plans of a job that `search` has done, and measure them. Those that are there are taken as they are.
 
@@ -109,7 +120,8 @@ def measure_plans(
         job_id: Which job.
         changes: What each plan is to keep to.
         settings: As of the search.
-        on_update: Called whenever there is news. If it raises, plans not measured yet are left to the next engine.
+        on_update: Called whenever there is news. If it raises, plans not measured yet are left to whoever works next.
+        engine: As of the search.
 
     Returns:
         The plans as result documents show them, in the order asked for.
@@ -121,15 +133,18 @@ def measure_plans(
     database = get_database(settings.resolved_database_url)
     wanted = [replace(change, measure=True) for change in changes]
     ids = [plans.create_plan(database, job_id, change).plan.id for change in wanted]
-    with _Engine(settings) as engine:
-        _await_plans(database, ids, engine, on_update)
+    with nullcontext(engine) if engine else Engine(settings) as working:
+        _await_plans(database, ids, working, on_update)
     with database.read() as session:
         description = plans.job_description(session, jobs.get_job(session, job_id))
         return [plan_json(plans.get_plan(session, plan_id), description) for plan_id in ids]
 
 
-class _Engine:
-    """Dispatcher and processes, started when they are needed first."""
+class Engine:
+    """Dispatcher and processes, started when they are needed first.
+
+    Who searches several times keeps one open and hands it to each search: processes keep models and data that they have read.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -179,7 +194,7 @@ def _register_data(database: Database, store: ArtifactStore, settings: Settings,
 
 
 def _await_model(
-    database: Database, store: ArtifactStore, model_id: str, engine: _Engine, on_update: OnUpdate
+    database: Database, store: ArtifactStore, model_id: str, engine: Engine, on_update: OnUpdate
 ) -> None:
     """Wait until a worker has read the model."""
     while True:
@@ -215,7 +230,7 @@ def _submit(database: Database, settings: Settings, request: dict[str, Any]) -> 
         number += 1
 
 
-def _await_job(database: Database, job_id: str, engine: _Engine, on_update: OnUpdate) -> None:
+def _await_job(database: Database, job_id: str, engine: Engine, on_update: OnUpdate) -> None:
     """Wait until a job is done; an interruption cancels it, what is measured is kept."""
     last: JobUpdate | None = None
     try:
@@ -238,7 +253,7 @@ def _await_job(database: Database, job_id: str, engine: _Engine, on_update: OnUp
         raise
 
 
-def _await_plans(database: Database, ids: Sequence[str], engine: _Engine, on_update: OnUpdate) -> None:
+def _await_plans(database: Database, ids: Sequence[str], engine: Engine, on_update: OnUpdate) -> None:
     """Wait until plans are measured."""
     while True:
         with database.read() as session:
