@@ -10,7 +10,7 @@ measured is kept, and equal plans of several metrics are measured once. Prints a
     python benchmarks/plan_quality.py --models smollm2 --minutes 12
     python benchmarks/plan_quality.py --quick --models efficientnet-lite0
 
-The first scheme is searched by all metrics, the others by ``auto`` alone unless ``--every`` is given. In the tables a
+The first scheme is searched by all metrics, the others by the first metric alone unless ``--every`` is given. In the tables a
 metric's plan is the one of least added cost, as it proposed it; what the service hands over instead, where that measured
 better, stands in the last column.
 """
@@ -47,6 +47,9 @@ BUDGETS = (2.25, 2.5, 3.0, 4.0, 5.0)
 CANDIDATES = (2, 3, 4, 5, 6, 8)
 RANDOM_PLANS = 5
 REGRET = 0.01
+"""Tolerated by ``racing``, as by ``auto`` unless told otherwise."""
+HESSIAN_DRAWS = 2
+"""Of ``hessian-trace``, whose second derivatives take longer than all other estimators together."""
 QUICK: dict[str, Any] = {"budgets": (3.0, 4.0), "metrics": ("auto", "weight-mse"), "samples": 8, "random": 2}
 CONSOLE = Console(stderr=True)
 
@@ -95,37 +98,32 @@ class Run:
             self.outcome.notes.append("Out of time: some plans are missing. The same command goes on.")
 
     def scheme(self, scheme: str) -> None:
-        """All metrics with one scheme on offer; random plans come after the first."""
+        """All metrics with one scheme on offer, then random plans; after the first scheme less, unless all was asked for."""
         metrics = self.given.metrics or self.case.metrics
-        first = scheme == (self.given.schemes or self.case.schemes)[0]
-        table = None
-        for metric in metrics if first or self.given.every else metrics[:1]:
-            document = self.search(scheme, metric)
-            self.outcome.seconds[f"{scheme} {metric}"] = document["seconds"]["measure"]
-            if table is None:
-                table = Table(
-                    scheme=scheme, compare=self.case.compare, task=self.prepared.task, document=document
-                )
-                self.beside(table, document)
-            self.outcome.rows += table.searched(metric, document)
+        whole = self.given.every or scheme == (self.given.schemes or self.case.schemes)[0]
+        first = self.search(scheme, metrics[0])
+        table = Table(scheme=scheme, compare=self.case.compare, task=self.prepared.task, document=first)
+        self.uniform(table, first)
+        self.outcome.rows += table.searched(metrics[0], first)
+        if whole:
+            for metric in metrics[1:]:
+                self.outcome.rows += table.searched(metric, self.search(scheme, metric))
+            for budget in self.given.budgets if self.given.random else ():
+                self.random(table, first, budget)
 
-    def beside(self, table: Table, document: dict[str, Any]) -> None:
-        """Uniform and random plans."""
-        measured = [
-            (p["average_bits"], p["measured"], p["measured_standard_error"]) for p in document["baselines"]
-        ]
+    def uniform(self, table: Table, document: dict[str, Any]) -> None:
+        """Uniform plans, which any search has measured."""
+        compare = self.case.compare
         self.outcome.uniform[table.scheme] = [
-            (bits, values[self.case.compare]["evaluation"], errors[self.case.compare]["evaluation"])
-            for bits, values, errors in measured
+            (
+                plan["average_bits"],
+                plan["measured"][compare]["evaluation"],
+                plan["measured_standard_error"][compare]["evaluation"],
+            )
+            for plan in document["baselines"]
         ]
         self.outcome.task_of_float = self.prepared.task.of_float(document["baselines"][0])
-        costs = self.outcome.random.setdefault(table.scheme, {})
-        for budget in self.given.budgets:
-            self.outcome.rows.append(table.uniform(budget))
-        for budget in self.given.budgets if self.given.random else ():
-            plans = self.random(document, budget)
-            costs[f"{budget:g}"] = [p["measured"][self.case.compare]["evaluation"] for p in plans]
-            self.outcome.rows += table.random(budget, plans)
+        self.outcome.rows += [table.uniform(budget) for budget in self.given.budgets]
 
     def search(self, scheme: str, metric: str) -> dict[str, Any]:
         """The result document of one metric."""
@@ -140,28 +138,35 @@ class Run:
         }
         if metric == "racing":
             request["regret"] = REGRET
+        if metric == "hessian-trace":
+            request["probes"] = HESSIAN_DRAWS
         CONSOLE.print(f"{self.case.name}, {scheme}, {metric}:")
         with job_progress(CONSOLE) as progress:
-            return search(
+            document = search(
                 self.prepared.files, request, self.settings, self.watched(progress.update), self.engine
             )
+        self.outcome.seconds[f"{scheme} {metric}"] = document["seconds"]["measure"]
+        return document
 
-    def random(self, document: dict[str, Any], budget: float) -> list[dict[str, Any]]:
-        """Random plans that fill a budget, measured."""
+    def random(self, table: Table, document: dict[str, Any], budget: float) -> None:
+        """Random plans that fill a budget."""
         weights = {unit["name"]: unit["weights"] for unit in document["units"]}
-        plans = random_plans(
+        drawn = random_plans(
             weights,
             CANDIDATES,
             int(budget * sum(weights.values())),
             count=self.given.random,
             seed=self.given.seed,
         )
-        changes = [PlanChange(budget=f"{budget:g} bits", pins=pins, name="random") for pins in plans]
+        changes = [PlanChange(budget=f"{budget:g} bits", pins=pins, name="random") for pins in drawn]
         CONSOLE.print(f"{self.case.name}, random plans of {budget:g} bits:")
         with job_progress(CONSOLE) as progress:
-            return measure_plans(
+            plans = measure_plans(
                 document["job"], changes, self.settings, self.watched(progress.update), self.engine
             )
+        costs = [plan["measured"][self.case.compare]["evaluation"] for plan in plans]
+        self.outcome.random.setdefault(table.scheme, {})[f"{budget:g}"] = costs
+        self.outcome.rows += table.random(budget, plans)
 
     def watched(self, update: Callable[..., None]) -> Callable[[JobUpdate], None]:
         """Shows progress, and stops when the time is up."""

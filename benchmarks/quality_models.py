@@ -20,13 +20,13 @@ from app.local import Files
 
 ESTIMATORS = (
     "probe",
-    "output-hessian",
-    "hessian-trace",
     "fisher",
     "fit",
-    "output-error",
     "weight-mse",
     "weight-sqnr",
+    "output-error",
+    "output-hessian",
+    "hessian-trace",
 )
 METRICS = ("auto", "exact", "racing", *ESTIMATORS)
 """``exact`` measures every candidate on all samples, ``racing`` on as many as the plans need; the others as in a request."""
@@ -81,7 +81,7 @@ CASES = (
         title="EfficientNet-Lite0",
         compare="kl",
         samples=32,
-        evaluation_samples=96,
+        evaluation_samples=64,
         sample="crops of photos",
         task=lambda *_: Share(title="top-1 agreement", metric="top1_agreement"),
     ),
@@ -89,8 +89,8 @@ CASES = (
         name="minilm",
         title="all-MiniLM-L6-v2",
         compare="mse",
-        samples=32,
-        evaluation_samples=96,
+        samples=24,
+        evaluation_samples=64,
         sample="passages",
         task=lambda files, *_: Cosine(files=files),
         metrics=tuple(m for m in METRICS if m != "hessian-trace"),  # it is that of a cross entropy
@@ -100,7 +100,7 @@ CASES = (
         title="ESRGAN-slim x2",
         compare="mse",
         samples=32,
-        evaluation_samples=64,
+        evaluation_samples=32,
         sample="crops of photos",
         task=_psnr,
         metrics=tuple(m for m in METRICS if m != "hessian-trace"),

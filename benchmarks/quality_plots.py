@@ -58,6 +58,7 @@ def figure(outcome: "Outcome") -> Figure:
     _add_band(found, "uniform", _UNIFORM_BAND, theme.NEUTRAL, _uniform(outcome, scheme, last))
     for metric in (m for m in STYLES if any(row.plan == m for row in rows)):
         _add_line(found, metric, sorted((r for r in rows if r.plan == metric), key=lambda r: r.budget))
+    _add_handed_over(found, [r for r in rows if r.plan == "auto" and r.handed_over is not None])
     costs = [row.cost for row in rows if row.cost > 0]
     cost = quantities.measure(outcome.compare)
     found.update_layout(
@@ -118,6 +119,18 @@ def _add_line(found: Figure, metric: str, rows: Sequence[Row]) -> None:
         line=STYLES[metric],
         marker={"size": 6 if metric == "auto" else 4},
     )
+
+
+def _add_handed_over(found: Figure, rows: Sequence[Row]) -> None:
+    """Where the service hands over another plan than the search's."""
+    if rows:
+        found.add_scatter(
+            x=[row.budget for row in rows],
+            y=[row.handed_over for row in rows],
+            name="auto, handed over",
+            mode="markers",
+            marker={"size": 10, "symbol": "diamond-open", "color": theme.BLUE, "line": {"width": 2}},
+        )
 
 
 def draw(outcomes: Iterable["Outcome"], folder: Path) -> list[Path]:

@@ -220,5 +220,7 @@ def test_a_figure_has_a_line_for_each_metric_and_bands_beside(table, document):
     drawn = {trace.name: trace for trace in plots.figure(outcome).data}
     assert {"auto", "fisher", "random plans", "uniform"} <= set(drawn)
     assert (list(drawn["auto"].x), list(drawn["auto"].y)) == ([2.5, 4.0], [1.25, 0.6])
+    # At 4 bits another plan was handed over.
+    assert (list(drawn["auto, handed over"].x), list(drawn["auto, handed over"].y)) == ([4.0], [0.5])
     assert (list(drawn["random plans"].y), list(drawn["uniform"].x)) == ([2.0], [2.0])
     assert set(plots.STYLES) == set(load("quality_models").METRICS)
