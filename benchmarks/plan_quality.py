@@ -46,10 +46,11 @@ DATA = ROOT / ".bitwright" / "benchmarks"
 BUDGETS = (2.25, 2.5, 3.0, 4.0, 5.0)
 CANDIDATES = (2, 3, 4, 5, 6, 8)
 RANDOM_PLANS = 5
-REGRET = 0.01
-"""Tolerated by ``racing``, as by ``auto`` unless told otherwise."""
-HESSIAN_DRAWS = 2
-"""Of ``hessian-trace``, whose second derivatives take longer than all other estimators together."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "racing": {"regret": 0.01},  # what `auto` tolerates unless told otherwise
+    "hessian-trace": {"probes": 2},  # second derivatives take longer than all other estimators together
+}
+"""What a metric asks for beside its name."""
 QUICK: dict[str, Any] = {"budgets": (3.0, 4.0), "metrics": ("auto", "weight-mse"), "samples": 8, "random": 2}
 CONSOLE = Console(stderr=True)
 
@@ -135,11 +136,8 @@ class Run:
             "samples": self.given.samples or self.case.samples,
             "compare": compare,
             "metric": compare if metric in ("exact", "racing") else metric,
+            **OPTIONS.get(metric, {}),
         }
-        if metric == "racing":
-            request["regret"] = REGRET
-        if metric == "hessian-trace":
-            request["probes"] = HESSIAN_DRAWS
         CONSOLE.print(f"{self.case.name}, {scheme}, {metric}:")
         with job_progress(CONSOLE) as progress:
             document = search(

@@ -15,9 +15,15 @@ from app.kit.ids import content_sha256
 from app.local import Files
 from app.report import quantities
 from workers.contracts import Candidate, Metric, Observation, PlanRequest, Scheme
+from workers.sensitivity.exact import quantized
 from workers.sensitivity.reference import Spread, first_output
-from workers.sensitivity.session import load_batches, load_float_outputs, load_model, selection_of
-from workers.verify.plan import applied
+from workers.sensitivity.session import (
+    load_batches,
+    load_float_outputs,
+    load_model,
+    load_moments,
+    selection_of,
+)
 
 
 class Task(Protocol):
@@ -144,7 +150,10 @@ def outputs(files: Files, choices: Mapping[str, Any]) -> NDArray[np.floating[Any
     request = _request(files, choices)
     loaded = load_model(request.model_path, request.device)
     batches = load_batches(request.data_path, loaded, selection_of(request))
-    override = applied(request, loaded)
+    wanted = list(request.choices.items())
+    assert request.observation is not None
+    moments = load_moments(request, loaded, request.observation, wanted)
+    override = quantized(loaded.program, loaded.table, wanted, moments=moments)
     found = [
         first_output(loaded.program.run(batches.inputs_of(batch), override), batches, batch)
         for batch in range(len(batches))

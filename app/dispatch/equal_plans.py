@@ -43,7 +43,7 @@ def measured_of_equal(session: Session, plan: Plan) -> dict[str, Any] | None:
     return None
 
 
-def _asked(session: Session, job: Job) -> tuple[object, ...]:
-    """What of a job's request decides how its plans are measured, beside the files."""
+def _asked(session: Session, job: Job) -> dict[str, object]:
+    """What decides how a job's plans are measured: all that its entries depend on, of the samples as far as it matters."""
     source = tasks.source_of(session, job)
-    return source.metric, source.output, source.choice.key()
+    return vars(source) | {"choice": source.choice.key()}

@@ -7,18 +7,11 @@ from torch import Tensor
 
 from workers.contracts import Measured, Metric, PlanRequest
 from workers.errors import RequestRefused
-from workers.graph.program import Override
 from workers.sensitivity import metrics
 from workers.sensitivity.activations import quantize_activations
 from workers.sensitivity.exact import quantized
 from workers.sensitivity.reference import Spread, check, first_output, sample_costs
-from workers.sensitivity.session import (
-    LoadedModel,
-    load_activations,
-    load_float_outputs,
-    load_model,
-    load_moments,
-)
+from workers.sensitivity.session import load_activations, load_float_outputs, load_model, load_moments
 from workers.sensitivity.statistics import summarize
 
 
@@ -48,7 +41,13 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
         raise RequestRefused(
             "the metric 'loss' needs labels, and the data has none", "metrics", "loss", ["kl", "mse"]
         )
-    override = applied(request, loaded)
+    choices = list(request.choices.items())
+    activations = moments = None
+    if request.observation is not None:
+        if quantize_activations(choices):
+            activations = load_activations(request, loaded, request.observation)
+        moments = load_moments(request, loaded, request.observation, choices)
+    override = quantized(loaded.program, loaded.table, choices, activations, moments)
     spread = Spread()
     costs: dict[str, list[Tensor]] = defaultdict(list)
     for batch in range(len(batches)):
@@ -65,22 +64,6 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
     if Metric.MSE in request.metrics:
         joined[Metric.MSE.value] = metrics.mse(joined[Metric.MSE.value], spread.variance())
     return {name: summarize(values.numpy()) for name, values in joined.items()}
-
-
-def applied(request: PlanRequest, loaded: LoadedModel) -> Override:
-    """What a plan changes in a run of the model.
-
-    Raises:
-        WorkerError: As `measure_plan`.
-        OSError: A file cannot be read.
-    """
-    choices = list(request.choices.items())
-    activations = moments = None
-    if request.observation is not None:
-        if quantize_activations(choices):
-            activations = load_activations(request, loaded, request.observation)
-        moments = load_moments(request, loaded, request.observation, choices)
-    return quantized(loaded.program, loaded.table, choices, activations, moments)
 
 
 @torch.inference_mode()
