@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(ROOT), str(ROOT / "examples"), *(p for p in sys.path if p != str(HERE)), str(HERE)]
 
 from quality_models import CASES, METRICS, Case, Prepared, prepare  # noqa: E402 - from the folders just added
-from quality_rows import Row, Table, markdown  # noqa: E402
+from quality_rows import Row, Table, markdown, overview  # noqa: E402
 from random_plans import random_plans  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -212,7 +212,7 @@ def report(outcome: Outcome, prepared: Prepared, given: argparse.Namespace) -> s
         ]
     for scheme in dict.fromkeys(row.scheme for row in outcome.rows):
         rows = [row for row in outcome.rows if row.scheme == scheme]
-        lines += [f"`{scheme}`:", "", markdown(rows, case.compare, task), ""]
+        lines += [f"`{scheme}`:", "", overview(rows), "", markdown(rows, case.compare, task), ""]
     return "\n".join([*lines, *(f"{note}\n" for note in outcome.notes)])
 
 

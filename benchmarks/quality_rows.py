@@ -10,6 +10,9 @@ from quality_tasks import Task
 from app.report import quantities
 
 UNIFORM, RANDOM_MEDIAN, RANDOM_BEST = "uniform", "random, median", "random, best"
+_BESIDE = (UNIFORM, RANDOM_MEDIAN, RANDOM_BEST)
+SERVICE = "auto"
+"""The metric that the service takes unless told otherwise."""
 _EPSILON = 1e-9
 
 
@@ -169,8 +172,8 @@ def markdown(rows: Sequence[Row], compare: str, task: Task) -> str:
         f"| budget | plan by | bits | {cost.short}, {cost.unit} | better than uniform | {task.title} | handed over |",
         "|---|---|---|---|---|---|---|",
     ]
-    order = {UNIFORM: 0, RANDOM_MEDIAN: 1, RANDOM_BEST: 2}
-    for row in sorted(rows, key=lambda r: (r.budget, order.get(r.plan, 3))):
+    order = {plan: place for place, plan in enumerate(_BESIDE)}
+    for row in sorted(rows, key=lambda r: (r.budget, order.get(r.plan, len(order)))):
         handed = quantities.number(row.handed_over)
         cells = (
             f"{row.budget:g}",
@@ -185,10 +188,29 @@ def markdown(rows: Sequence[Row], compare: str, task: Task) -> str:
     return "\n".join(lines)
 
 
+def overview(rows: Sequence[Row]) -> str:
+    """Costs alone: a line for each way to a plan, a column for each budget."""
+    budgets = sorted({row.budget for row in rows})
+    costs: dict[str, dict[float, float]] = {}
+    for row in rows:
+        costs.setdefault(f"`{row.plan}`" if row.plan not in _BESIDE else row.plan, {})[row.budget] = row.cost
+        if row.plan == SERVICE:
+            handed = row.cost if row.handed_over is None else row.handed_over
+            costs.setdefault(f"`{row.plan}`, handed over", {})[row.budget] = handed
+    lines = [
+        f"| plan by | {' | '.join(f'{budget:g} bits' for budget in budgets)} |",
+        f"|---{'|---' * len(budgets)}|",
+    ]
+    for plan in sorted(costs, key=lambda plan: plan not in _BESIDE):
+        cells = (quantities.number(costs[plan].get(budget)) for budget in budgets)
+        lines.append(f"| {plan} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def name(row: Row) -> str:
     """A row's plan in words."""
     if row.plan == UNIFORM:
         return f"uniform {round(row.average_bits)} bits"
-    if row.plan in (RANDOM_MEDIAN, RANDOM_BEST):
+    if row.plan in _BESIDE:
         return f"{row.plan} of {row.plans}"
     return f"`{row.plan}`"

@@ -9,7 +9,8 @@ dense network (Zhang et al. 2018); it is fetched by ``npm pack``. An image is no
 ``--compare mse``.
 
 Samples are crops of photos at half their size. Calibration and evaluation use different photos, and what the network
-should have made of a crop is the crop itself (`psnr`).
+should have made of a crop is the crop itself (`psnr`). By that figure this small network is no better than bicubic
+interpolation on these photos (32.6 and 33.5 dB on 64 evaluation crops); it serves to show what quantization takes away.
 """
 
 import json

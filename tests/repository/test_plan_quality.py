@@ -162,6 +162,18 @@ def test_the_table_goes_budget_by_budget(table, document):
     assert all(line.count("|") == lines[0].count("|") for line in lines)
 
 
+def test_the_overview_has_a_line_for_each_way_to_a_plan(table, document):
+    found = [*table.searched("auto", document), *table.searched("fit", document)[:1], table.uniform(4.0)]
+    assert rows.overview(found).splitlines() == [
+        "| plan by | 2.5 bits | 4 bits |",
+        "|---|---|---|",
+        "| uniform | – | 2.50 |",  # noqa: RUF001 - an en dash stands where there is no value
+        "| `auto` | 1.25 | 0.600 |",
+        "| `auto`, handed over | 1.25 | 0.500 |",
+        "| `fit` | 1.25 | – |",  # noqa: RUF001
+    ]
+
+
 def test_cosine_similarity_follows_from_the_measured_error(monkeypatch):
     rng = np.random.default_rng(0)
     floats = rng.normal(size=(9, 5))
