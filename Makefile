@@ -62,7 +62,7 @@ bench: $(DEV) ## Measure the solver, and speed and plan quality on EfficientNet-
 	@$(PY) benchmarks/solver.py --quick
 	@$(PY) benchmarks/measure.py
 	@$(PY) benchmarks/auto.py
-	@$(PY) benchmarks/plan_quality.py $(ARGS)
+	@$(PY) benchmarks/plan_quality.py --models efficientnet-lite0 $(ARGS)
 
 clean: ## Remove environment, caches and the demo's data
 	rm -rf $(VENV) .bitwright demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

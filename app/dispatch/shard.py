@@ -25,6 +25,7 @@ from app.dispatch.lifecycle import GiveUp, TaskView, after_failure
 from app.dispatch.logs import line
 from app.dispatch.requests import CALIBRATION, EVALUATION, estimate_request, measure_request, plan_requests
 from app.dispatch.work import Claim, JobFiles, ProbeTask, ProbeValues, WantedEntry, patiently
+from app.jobs.keys import MEASURE_VERSION
 from app.models import TaskKind
 from app.plans.rounds import further_entries, measure_further
 from app.plans.service import draft_job, store_job_plans
@@ -210,14 +211,19 @@ def _solve(context: _Context) -> bool:
 
 
 def _verify(context: _Context) -> bool:
-    """Measure a plan on the calibration data, then on the evaluation data; what is measured is not measured again."""
+    """Measure a plan on the calibration data, then on the evaluation data.
+
+    What is measured is not measured again, be it of this plan or of an equal one of any job.
+    """
     claim = context.claim
     assert claim.job_id is not None
     assert claim.plan_id is not None
     with context.database.read() as session:
         files = work.job_files(session, claim.job_id)
         plan = work.plan_view(session, claim.plan_id)
-    measured = plan.measured
+    measured = plan.measured or plan.equal
+    if plan.equal is not None and not _store_measured(context, plan.equal):
+        return False
     for role, request in plan_requests(context.settings, files, plan.choices).items():
         if _has(measured, role):
             continue
@@ -248,8 +254,8 @@ def _has(measured: dict[str, Any] | None, role: str) -> bool:
 
 
 def _add(measured: dict[str, Any] | None, role: str, results: Mapping[str, Measured]) -> dict[str, Any]:
-    """The plan's ``measured`` member: ``{"values": {metric: {role: mean}}, "standard_error": {...}}``."""
-    table: dict[str, Any] = {"values": {}, "standard_error": {}}
+    """The plan's ``measured`` member: ``{"values": {metric: {role: mean}}, "standard_error": {...}, "version": ...}``."""
+    table: dict[str, Any] = {"values": {}, "standard_error": {}, "version": MEASURE_VERSION}
     for metric, result in results.items():
         for name, number in (("values", result.mean), ("standard_error", result.standard_error)):
             before = (measured or table)[name].get(metric, {CALIBRATION: None, EVALUATION: None})

@@ -14,6 +14,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.db import Database
+from app.dispatch.equal_plans import measured_of_equal
 from app.dispatch.rows import changed, job_wants_task
 from app.jobs import tasks
 from app.jobs.offer import Offer, offer_of
@@ -120,10 +121,11 @@ class ProbeValues:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanView:
-    """What verifying a plan needs of it."""
+    """What verifying a plan needs of it: its choices, what is measured of it, and of an equal plan if nothing is."""
 
     choices: dict[str, Any]
     measured: dict[str, Any] | None
+    equal: dict[str, Any] | None
 
 
 def patiently(database: Database, work: Callable[[Session], _T]) -> _T:
@@ -300,9 +302,10 @@ def store_description(
 
 
 def plan_view(session: Session, plan_id: str) -> PlanView:
-    """A plan's choices, and what is measured of it so far."""
+    """A plan's choices, and what is measured of it or of an equal one so far."""
     plan = session.get_one(Plan, plan_id)
-    return PlanView(choices=plan.choices, measured=plan.measured)
+    equal = measured_of_equal(session, plan) if plan.measured is None else None
+    return PlanView(choices=plan.choices, measured=plan.measured, equal=equal)
 
 
 def store_measured(session: Session, held: Claim, measured: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The demo's network and photos, and what demo and benchmark say of a result."""
+"""The demo's network and photos, and what the demo says of a result."""
 
 import importlib
 import subprocess
@@ -32,7 +32,7 @@ def test_photos_ship_with_the_packages_and_are_disjoint(example: ModuleType) -> 
     assert not {"skimage/motorcycle_left.png", "skimage/motorcycle_right.png"} <= {*calibration, *evaluation}
     for name in (*calibration, *evaluation):
         folder, file = name.split("/")
-        with Image.open(example.FOLDERS[folder] / file) as picture:
+        with Image.open(load("examples", "photos").FOLDERS[folder] / file) as picture:
             assert min(picture.size) >= example.SMALLEST_CROP
 
 
@@ -81,26 +81,3 @@ def test_the_demo_compares_with_the_uniform_plan_of_the_same_average() -> None:
     said = " ".join(demo.gain({**plan(3.99, 0.5, 0.75), "baselines": baselines}).split())
     assert "0.500 instead of 2.00 nats (4\u00d7 less)" in said
     assert "75 % instead of 25 %" in said
-
-
-def test_the_benchmark_reads_evaluation_numbers_of_the_right_uniform_plan() -> None:
-    benchmark = load("benchmarks", "plan_quality")
-    document = {
-        "model": {"units": 50},
-        "calibration": {"samples": 64},
-        "evaluation": {"samples": 128},
-        "settings": {"samples": None},
-        "plans": [plan(bits - 0.001, bits / 10, 0.9) for bits in benchmark.BITS],
-        "baselines": [plan(float(bits), float(bits), 0.1) for bits in benchmark.CANDIDATES],
-    }
-    rows = benchmark.rows("channel-asymmetric", document)
-    assert [(row.bits, row.kl, row.uniform_kl) for row in rows] == [(b, b / 10, b) for b in benchmark.BITS]
-    assert [(row.predicted_kl, row.agreement, row.uniform_agreement) for row in rows] == [
-        (b / 20, 0.9, 0.1) for b in benchmark.BITS
-    ]
-    table = benchmark.markdown(rows, document).replace("\u2009", " ")
-    assert (
-        "| `channel-asymmetric` | 4 | 0.400 ± 0.040 | 4.00 ± 0.40 | 10\u00d7 | 90 % | 10 % | optimal |"
-        in table
-    )
-    assert "64 calibration crops, 128 evaluation crops" in table

@@ -12,8 +12,9 @@ from app.cli.main import run
 from app.client import JobUpdate
 from app.db import get_database
 from app.export import export_model, write_dataset
-from app.local import Files, SearchProblem, search
+from app.local import Files, SearchProblem, Stop, search
 from app.models import Job, JobState, Measurement
+from app.plans.service import PlanChange
 from app.settings import Settings
 
 REQUEST = {"budgets": ["4 bits"], "candidates": [2, 4, 8], "metric": "kl"}
@@ -109,3 +110,32 @@ def test_a_refused_model_leaves_nothing(files: Files, settings: Settings, tmp_pa
     assert jobs(settings) == []
     stored = [p for p in settings.artifacts_dir.rglob("*") if p.is_file()]
     assert len(stored) == 1  # the data
+
+
+def test_further_plans_are_measured_once_and_a_watcher_can_stop_a_search(
+    files: Files, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = search(files, REQUEST, settings, quiet)
+    first, second = (unit["name"] for unit in done["units"])
+    changes = [
+        PlanChange(budget="8 bits", pins={first: 8, second: 2}),
+        PlanChange(budget="8 bits", pins={first: 2, second: 2}),
+    ]
+    states: list[str] = []
+    plans = local.measure_plans(done["job"], changes, settings, lambda update: states.append(update.state))
+    assert states[0] == "measuring 2 plans"
+    bits = [[plan["choices"][unit]["bits"] for unit in (first, second)] for plan in plans]
+    assert bits == [[8, 2], [2, 2]]
+    uniform = next(plan for plan in done["baselines"] if plan["average_bits"] == 2)
+    assert plans[1]["measured"] == uniform["measured"]
+    assert plans[0]["measured"]["kl"]["calibration"] > 0
+
+    monkeypatch.delattr(local, "LocalEngine")  # from here on nobody needs to work
+    assert local.measure_plans(done["job"], changes, settings, quiet) == plans
+
+    def stop(_update: JobUpdate) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        search(files, REQUEST | {"budgets": ["3 bits"]}, settings, stop)
+    assert [state for _, state in jobs(settings)] == [JobState.DONE, JobState.CANCELLED]

@@ -9,7 +9,7 @@ import workers.sensitivity.engine
 import workers.verify.plan
 from app.dispatch import shard
 from app.dispatch.shard import DONE, FAILED, STOPPED
-from app.jobs.keys import split_samples
+from app.jobs.keys import MEASURE_VERSION, split_samples
 from app.models import (
     Job,
     JobState,
@@ -167,6 +167,7 @@ def test_a_plan_is_measured_on_calibration_and_evaluation_data(bench, verifying)
             "kl": {"calibration": 0.1, "evaluation": 0.2},
             "top1_agreement": {"calibration": None, "evaluation": None},
         },
+        "version": MEASURE_VERSION,
     }
 
 
