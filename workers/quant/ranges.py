@@ -6,6 +6,7 @@ All functions take rows ``[slices, values]`` and give one range per row, vectori
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class RangeChooser:
 
     @cached_property
     def _ordered(self) -> Tensor:
-        return self.rows.sort(dim=1).values
+        return _ascending(self.rows)
 
     @cached_property
     def _histograms(self) -> Histograms:
@@ -125,7 +126,14 @@ def percentile_range(rows: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
         RequestRefused: ``percentile`` is outside (0, 50).
     """
     # torch.quantile refuses more than 2^24 values; a sort has no such limit.
-    return percentile_of_ordered(rows.sort(dim=1).values, percentile)
+    return percentile_of_ordered(_ascending(rows), percentile)
+
+
+def _ascending(rows: Tensor) -> Tensor:
+    """The values of each row sorted: by NumPy on the CPU, which is several times faster (it keeps no positions)."""
+    if rows.device.type != "cpu":
+        return rows.sort(dim=1).values
+    return torch.from_numpy(np.sort(rows.numpy(), axis=1))
 
 
 def percentile_of_ordered(ordered: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
