@@ -23,7 +23,7 @@ from workers.graph.program import Program
 from workers.graph.units import UnitTable, find_units
 from workers.intake.dataset import Dataset, read_dataset
 from workers.intake.models import read_model
-from workers.quant import InputMoments
+from workers.quant import InputMoments, QuantizedWeights
 from workers.sensitivity.activations import ActivationRanges, observe, quantize_activations
 from workers.sensitivity.batches import Batches, Selection
 from workers.sensitivity.batching import batch_size_for
@@ -82,11 +82,13 @@ class LoadedModel:
         model: As read.
         program: For one device.
         table: Its units.
+        weights: Quantizes them.
     """
 
     model: GraphModel
     program: Program
     table: UnitTable
+    weights: QuantizedWeights = field(default_factory=QuantizedWeights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +283,13 @@ def _prepare(request: MeasureRequest) -> Setup:
     )
     if request.sketch is not None:
         reference = reference.with_sketches(request.sketch, request.seed)
-    return Setup(program=loaded.program, table=loaded.table, batches=batches, reference=reference)
+    return Setup(
+        program=loaded.program,
+        table=loaded.table,
+        batches=batches,
+        reference=reference,
+        weights=loaded.weights,
+    )
 
 
 def _whole_variance(request: MeasureRequest, loaded: LoadedModel) -> float | None:

@@ -47,7 +47,7 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
         if quantize_activations(choices):
             activations = load_activations(request, loaded, request.observation)
         moments = load_moments(request, loaded, request.observation, choices)
-    override = quantized(loaded.program, loaded.table, choices, activations, moments)
+    override = quantized(loaded.program, loaded.table, choices, activations, moments, weights=loaded.weights)
     spread = Spread()
     costs: dict[str, list[Tensor]] = defaultdict(list)
     for batch in range(len(batches)):

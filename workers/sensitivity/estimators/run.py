@@ -11,7 +11,6 @@ from torch.fx import Node
 
 from workers.contracts import Candidate, EstimateRequest, Estimator, MeasureRequest
 from workers.graph.units import Unit
-from workers.quant import fake_quantize
 from workers.sensitivity.engine import sizes
 from workers.sensitivity.estimators.changes import Quantizer
 from workers.sensitivity.estimators.probe import (
@@ -121,15 +120,8 @@ def _quantizer(setup: Setup) -> Quantizer:
     """As candidates are measured: with what their schemes need to know of the inputs."""
 
     def quantize(unit: Unit, weight: Tensor, candidate: Candidate) -> Tensor:
-        info = unit.info
-        return fake_quantize(
-            weight,
-            candidate,
-            output_channel_axis=info.output_channel_axis,
-            group_axis=info.group_axis,
-            name=info.name,
-            inputs=None if setup.moments is None else setup.moments.get(info.name),
-        )
+        inputs = None if setup.moments is None else setup.moments.get(unit.info.name)
+        return setup.weights.fake_quantize(unit.info, weight, candidate, inputs)
 
     return quantize
 
