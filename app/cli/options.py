@@ -8,7 +8,7 @@ import click
 from app.cli.gates import parse_gates
 from app.cli.output import writable
 from app.client import DEFAULT_URL
-from workers.contracts import SCHEME_GRAMMAR, Estimator, Metric
+from workers.contracts import SCHEME_GRAMMAR, ComputeDtype, Estimator, Metric
 from workers.menus import Target
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -162,6 +162,12 @@ _SEARCH_OPTIONS = (
         "floating-point one]",
     ),
     click.option(
+        "--compute-dtype",
+        type=click.Choice([d.value for d in ComputeDtype]),
+        help="What a model with half-precision weights is computed in while it is measured: float32, or the type of the "
+        "file.  [default: float32]",
+    ),
+    click.option(
         "--activations",
         "activation_candidates",
         callback=_candidates,
@@ -224,7 +230,7 @@ def search_options(command: Command) -> Command:
 def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The request's members that were given; the service fills in the rest, so that defaults live in one place."""
     names = (
-        "budgets", "candidates", "schemes", "target", "menu", "output", "activation_candidates", "metric", "compare", "regret", "max_passes", "probes", "seed",
+        "budgets", "candidates", "schemes", "target", "menu", "output", "compute_dtype", "activation_candidates", "metric", "compare", "regret", "max_passes", "probes", "seed",
         "samples", "holdout", "batch_size", "memory_bytes", "pins", "ties", "exclude", "limits", "budget_counts",
     )  # fmt: skip
     given = {name: options.get(name) for name in names}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from app.errors import InvalidRequest
 from app.plans.spec import BudgetCounts, PlanSpec, joined
 from workers.contracts import (
+    ComputeDtype,
     Estimator,
     Metric,
     ModelDescription,
@@ -90,6 +91,19 @@ def check_method(metric: str, compare: str | None, description: ModelDescription
         estimator=PROBE if metric == AUTO else metric,
         refined=metric == AUTO,
     )
+
+
+def check_compute_dtype(text: str) -> dict[str, str]:
+    """The request's member, where it is not the default: what was asked for before there was one stays the same.
+
+    Raises:
+        InvalidRequest: There is no such choice.
+    """
+    if text not in [d.value for d in ComputeDtype]:
+        raise InvalidRequest(
+            f"unknown compute_dtype {text!r}", "compute_dtype", text, [d.value for d in ComputeDtype]
+        )
+    return {} if text == ComputeDtype.FLOAT32 else {"compute_dtype": text}
 
 
 def _comparison(field: str, text: str, description: ModelDescription) -> Metric:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.jobs.offer import MENUS
 from app.kit.pages import MAX_LIMIT
 from app.models import JobState, Stage
-from workers.contracts import SCHEME_GRAMMAR, Estimator, Metric
+from workers.contracts import SCHEME_GRAMMAR, ComputeDtype, Estimator, Metric
 from workers.menus import Target
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
@@ -108,6 +108,12 @@ class JobCreate(BaseModel):
         max_length=1024,
         description="Name or index of the model's output that is compared; null: the first floating-point one.",
         examples=["logits", "1"],
+    )
+    compute_dtype: str = Field(
+        default=ComputeDtype.FLOAT32.value,
+        description="What a model with half-precision weights is computed in while it is measured: `float32`, or `model` "
+        "for the type of the file. What is compared is computed in float32 or better in any case.",
+        json_schema_extra={"enum": [d.value for d in ComputeDtype]},
     )
     activation_candidates: list[int] = Field(
         default=[],

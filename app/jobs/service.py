@@ -211,6 +211,7 @@ def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
             **_measuring(create, method),
             **({} if create.output is None else {"output": compared.outputs[0].name}),
             **_canonical(create, settings),
+            **rules.check_compute_dtype(create.compute_dtype),
             "exclude": sorted(set(exclude)),
         },
     )

@@ -185,6 +185,7 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
         "Costs": METHODS.get(settings["metric"], settings["metric"]),
         "Compared": quantities.measure(metric_of(result)).title
         + (f" of output {settings['output']}" if settings.get("output") else ""),
+        "Computed in": "the model's own type" if settings.get("compute_dtype") == "model" else "",
         "Tolerated regret": quantities.percent(settings["regret"]) if "regret" in settings else "",
         "Measured at most": f"{settings['max_passes']:g} passes" if settings.get("max_passes") else "",
         "Probes": str(settings.get("probes", "")),

@@ -4,16 +4,13 @@ Shards of one job come to a worker one after the other and need the same things.
 and time of change. Everything is bounded: few models and data sets, one reference, one set of prefixes.
 """
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
 
-from workers.contracts import Candidate, MeasureRequest, Metric, Observation, PlanRequest
+from workers.contracts import Candidate, ComputeDtype, MeasureRequest, Metric, Observation, PlanRequest
 from workers.errors import RequestRefused
 from workers.graph.allocator import keep_freed_memory
 from workers.graph.model import GraphModel
@@ -30,48 +27,8 @@ from workers.sensitivity.batching import batch_size_for
 from workers.sensitivity.exact import Setup
 from workers.sensitivity.moments import collect_moments
 from workers.sensitivity.prefixes import Prefixes
+from workers.sensitivity.recent import RecentlyUsed
 from workers.sensitivity.reference import FloatOutputs, Reference, output_variance
-
-T = TypeVar("T")
-
-
-class RecentlyUsed(Generic[T]):
-    """A small cache that forgets what was not used for longest. Safe among threads; values are made one at a time.
-
-    Args:
-        capacity: Number of values kept.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._values: OrderedDict[Hashable, T] = OrderedDict()
-        self._lock = threading.RLock()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of a key, made if it is not there; a failure to make it is not remembered."""
-        with self._lock:
-            if key not in self._values:
-                while len(self._values) >= self._capacity:
-                    self._values.popitem(last=False)  # before making: both might not fit into memory
-                self._values[key] = make()
-            self._values.move_to_end(key)
-            return self._values[key]
-
-    def take(self, key: Hashable) -> T | None:
-        """Remove and return the value of a key: for values that only one may use at a time."""
-        with self._lock:
-            return self._values.pop(key, None)
-
-    def put(self, key: Hashable, value: T) -> None:
-        """Keep a value."""
-        with self._lock:
-            self._values.pop(key, None)
-            self.get(key, lambda: value)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._values.clear()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,8 +63,19 @@ class _Caches:
 _CACHES = _Caches()
 
 
-def load_model(path: str, device: str, output: str | None = None) -> LoadedModel:
+def load_model(
+    path: str,
+    device: str,
+    output: str | None = None,
+    compute_dtype: ComputeDtype = ComputeDtype.FLOAT32,
+) -> LoadedModel:
     """A model file, ready to run on a device (``"auto"``: CUDA when there), with the output to compare put first.
+
+    Args:
+        path: The file.
+        device: Where it is to run.
+        output: Name or index of the output to compare.
+        compute_dtype: What a model of half precision is computed in.
 
     Raises:
         ModelRefused: The file breaks a rule of the reader.
@@ -119,10 +87,13 @@ def load_model(path: str, device: str, output: str | None = None) -> LoadedModel
         keep_freed_memory()
 
     def load() -> LoadedModel:
-        model = choose_output(in_float32(read_model(Path(path))), output)
+        model = read_model(Path(path))
+        if compute_dtype is ComputeDtype.FLOAT32:
+            model = in_float32(model)
+        model = choose_output(model, output)
         return LoadedModel(model=model, program=Program(model, where), table=find_units(model))
 
-    return _CACHES.models.get((_identity(path), str(where), output), load)
+    return _CACHES.models.get((_identity(path), str(where), output, compute_dtype), load)
 
 
 def load_batches(path: str, loaded: LoadedModel, selection: Selection) -> Batches:
@@ -169,6 +140,7 @@ def load_activations(
         _identity(request.model_path),
         _identity(observation.path),
         selection,
+        request.compute_dtype,
         str(resolve_device(request.device)),
     )
     return _CACHES.activations.get(key, run)
@@ -187,6 +159,7 @@ def load_float_outputs(request: PlanRequest, loaded: LoadedModel) -> FloatOutput
         _identity(request.data_path),
         selection,
         request.output,
+        request.compute_dtype,
         str(resolve_device(request.device)),
     )
     return _CACHES.outputs.get(
@@ -235,6 +208,7 @@ def load_moments(
         _identity(observation.path),
         selection,
         matrices,
+        request.compute_dtype,
         str(resolve_device(request.device)),
     )
     return _CACHES.moments.get(key, run)
@@ -259,7 +233,7 @@ def prepare(request: MeasureRequest) -> Setup:
     observation = request.observation or Observation(
         path=request.calibration_path, seed=request.seed, samples=request.samples, indices=request.indices
     )
-    loaded = load_model(request.model_path, request.device, request.output)
+    loaded = load_model(request.model_path, request.device, request.output, request.compute_dtype)
     if quantize_activations(request.wanted):
         setup = replace(setup, activations=load_activations(request, loaded, observation))
     moments = load_moments(request, loaded, observation, request.wanted)
@@ -267,7 +241,7 @@ def prepare(request: MeasureRequest) -> Setup:
 
 
 def _prepare(request: MeasureRequest) -> Setup:
-    loaded = load_model(request.model_path, request.device, request.output)
+    loaded = load_model(request.model_path, request.device, request.output, request.compute_dtype)
     batches = load_batches(
         request.calibration_path,
         loaded,
@@ -375,6 +349,7 @@ def _setup_key(request: MeasureRequest) -> Hashable:
         _identity(request.model_path),
         _identity(request.calibration_path),
         request.output,
+        request.compute_dtype,
         request.metric,
         selection_of(request),
         request.sketch,

@@ -34,7 +34,7 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
         MeasurementFailed: The float model's outputs are not finite, or an operator failed.
         OSError: A file cannot be read.
     """
-    loaded = load_model(request.model_path, request.device, request.output)
+    loaded = load_model(request.model_path, request.device, request.output, request.compute_dtype)
     floats = load_float_outputs(request, loaded)
     batches = floats.batches
     if Metric.LOSS in request.metrics and batches.labels is None:

@@ -8,7 +8,7 @@ from app.jobs.outputs import with_output_first
 from app.jobs.tasks import source_of
 from app.models import Job, Model
 from tests.app.conftest import description
-from workers.contracts import Candidate, Metric, ModelDescription, Scheme
+from workers.contracts import Candidate, ComputeDtype, Metric, ModelDescription, Scheme
 
 OUTPUTS = (
     {"name": "boxes", "dtype": "float32", "shape": [None]},
@@ -125,3 +125,16 @@ def test_an_unknown_output_is_refused_and_nothing_is_created(api, world, several
 
 def test_a_models_outputs_are_listed(api, several):
     assert api.get(f"/v1/models/{several}").json()["outputs"] == list(OUTPUTS)
+
+
+def test_a_compute_dtype_is_kept_where_it_is_not_the_default(api, world, problem):
+    def submit(text):
+        return api.post("/v1/jobs", json=world.body(compute_dtype=text))
+
+    assert "compute_dtype" not in submit("float32").json()["request"]
+    job = submit("model").json()
+    assert job["request"]["compute_dtype"] == "model"
+    with world.database.read() as session:
+        assert source_of(session, session.get_one(Job, job["id"])).compute_dtype is ComputeDtype.MODEL
+    refused = problem(submit("bfloat16"), 422, "invalid-request", "compute_dtype")
+    assert refused["allowed"] == ["float32", "model"]

@@ -85,6 +85,7 @@ def _as_measure(request: EstimateRequest) -> MeasureRequest:
         memory_bytes=request.memory_bytes,
         device=request.device,
         output=request.output,
+        compute_dtype=request.compute_dtype,
         block=request.block,
         observation=request.observation,
     )
