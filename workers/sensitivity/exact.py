@@ -20,6 +20,7 @@ from workers.graph.units import UnitTable
 from workers.quant import InputMoments, QuantizedWeights
 from workers.sensitivity.activations import ActivationRanges, quantized_operands
 from workers.sensitivity.batches import Batches
+from workers.sensitivity.mixture import MixedReference
 from workers.sensitivity.prefixes import Prefixes
 from workers.sensitivity.reference import Reference, first_output
 from workers.sensitivity.stacking import Stacking
@@ -42,7 +43,7 @@ class Setup:
     program: Program
     table: UnitTable
     batches: Batches
-    reference: Reference
+    reference: Reference | MixedReference
     activations: ActivationRanges | None = None
     moments: Mapping[str, InputMoments] | None = None
     weights: QuantizedWeights = field(default_factory=QuantizedWeights)
@@ -141,8 +142,7 @@ class _UnitRun:
             )
             for entry in entries
         ]
-        projection = setup.reference.projection
-        self._sketches = [None if projection is None else projection.start() for _ in entries]
+        self._sketches = [setup.reference.start_sketch() for _ in entries]
         self._costs: list[list[Tensor]] = [[] for _ in entries]
 
     def measure(self, stacking: Stacking | None) -> list[tuple[Tensor, bytes | None]]:

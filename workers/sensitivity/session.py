@@ -14,17 +14,19 @@ from workers.contracts import Candidate, ComputeDtype, MeasureRequest, Metric, O
 from workers.errors import RequestRefused
 from workers.graph.allocator import keep_freed_memory
 from workers.graph.model import GraphModel
-from workers.graph.outputs import choose_output
+from workers.graph.outputs import choose_output, pack_outputs
 from workers.graph.precision import in_float32
 from workers.graph.program import Program
 from workers.graph.units import UnitTable, find_units
 from workers.intake.dataset import Dataset, read_dataset
 from workers.intake.models import read_model
+from workers.mixtures import parse_mixture
 from workers.quant import InputMoments, QuantizedWeights
 from workers.sensitivity.activations import ActivationRanges, observe, quantize_activations
 from workers.sensitivity.batches import Batches, Selection
 from workers.sensitivity.batching import batch_size_for
 from workers.sensitivity.exact import Setup
+from workers.sensitivity.mixture import MixedReference, Packing, mixed_variances
 from workers.sensitivity.moments import collect_moments
 from workers.sensitivity.prefixes import Prefixes
 from workers.sensitivity.recent import RecentlyUsed
@@ -52,7 +54,7 @@ class LoadedModel:
 class _Caches:
     models: RecentlyUsed[LoadedModel] = field(default_factory=lambda: RecentlyUsed(2))
     datasets: RecentlyUsed[Dataset] = field(default_factory=lambda: RecentlyUsed(3))
-    variances: RecentlyUsed[float] = field(default_factory=lambda: RecentlyUsed(8))
+    variances: RecentlyUsed[tuple[float, ...]] = field(default_factory=lambda: RecentlyUsed(8))
     activations: RecentlyUsed[ActivationRanges] = field(default_factory=lambda: RecentlyUsed(2))
     outputs: RecentlyUsed[FloatOutputs] = field(default_factory=lambda: RecentlyUsed(2))
     moments: RecentlyUsed[dict[str, InputMoments]] = field(default_factory=lambda: RecentlyUsed(1))
@@ -74,7 +76,7 @@ def load_model(
     Args:
         path: The file.
         device: Where it is to run.
-        output: Name or index of the output to compare.
+        output: Name or index of the output to compare, or several with weights (`workers.mixtures`).
         compute_dtype: What a model of half precision is computed in.
 
     Raises:
@@ -90,7 +92,11 @@ def load_model(
         model = read_model(Path(path))
         if compute_dtype is ComputeDtype.FLOAT32:
             model = in_float32(model)
-        model = choose_output(model, output)
+        mixture = parse_mixture(output)
+        if mixture is None:
+            model = choose_output(model, output)
+        else:
+            model = pack_outputs(model, [each.name for each in mixture])
         return LoadedModel(model=model, program=Program(model, where), table=find_units(model))
 
     return _CACHES.models.get((_identity(path), str(where), output, compute_dtype), load)
@@ -248,13 +254,7 @@ def _prepare(request: MeasureRequest) -> Setup:
         selection_of(request),
     )
     # The reference saves a pass per entry where the prefixes save a part of one: it goes first.
-    reference = Reference.measure(
-        loaded.program,
-        batches,
-        Metric(request.metric),
-        memory_bytes=request.memory_bytes // 2,
-        variance=_whole_variance(request, loaded),
-    )
+    reference = _reference(request, loaded, batches)
     if request.sketch is not None:
         reference = reference.with_sketches(request.sketch, request.seed)
     return Setup(
@@ -266,15 +266,32 @@ def _prepare(request: MeasureRequest) -> Setup:
     )
 
 
-def _whole_variance(request: MeasureRequest, loaded: LoadedModel) -> float | None:
+def _reference(request: MeasureRequest, loaded: LoadedModel, batches: Batches) -> Reference | MixedReference:
+    metric, memory_bytes = Metric(request.metric), request.memory_bytes // 2
+    variances = _whole_variances(request, loaded)
+    mixture = parse_mixture(request.output)
+    if mixture is not None:
+        packing = Packing.of(loaded.model, mixture, batches)
+        return MixedReference.measure(
+            loaded.program, batches, metric, packing, memory_bytes=memory_bytes, variances=variances
+        )
+    variance = None if variances is None else variances[0]
+    return Reference.measure(loaded.program, batches, metric, memory_bytes=memory_bytes, variance=variance)
+
+
+def _whole_variances(request: MeasureRequest, loaded: LoadedModel) -> tuple[float, ...] | None:
     """What errors on a block are related to, so that blocks can be combined; ``None`` where no block is asked for."""
-    if request.block is None or request.metric is not Metric.MSE:
+    mixture = parse_mixture(request.output)
+    compared = [Metric(request.metric)] if mixture is None else [output.metric for output in mixture]
+    if request.block is None or Metric.MSE not in compared:
         return None
     whole = replace(request, block=None, sketch=None)
 
-    def measured() -> float:
+    def measured() -> tuple[float, ...]:
         batches = load_batches(request.calibration_path, loaded, selection_of(whole))
-        return output_variance(loaded.program, batches)
+        if mixture is None:
+            return (output_variance(loaded.program, batches),)
+        return mixed_variances(loaded.program, batches, Packing.of(loaded.model, mixture, batches))
 
     return _CACHES.variances.get(_setup_key(whole), measured)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from workers.contracts import Candidate, EstimateRequest, Estimator, MeasureRequest
+from workers.errors import RequestRefused
 from workers.graph.units import Unit
 from workers.sensitivity.engine import sizes
 from workers.sensitivity.estimators.changes import Quantizer
@@ -22,7 +23,8 @@ from workers.sensitivity.estimators.probe import (
 )
 from workers.sensitivity.estimators.scores import scores
 from workers.sensitivity.exact import Setup
-from workers.sensitivity.reference import first_output
+from workers.sensitivity.mixture import MixedReference
+from workers.sensitivity.reference import Reference, first_output
 from workers.sensitivity.session import prepare
 
 
@@ -62,6 +64,7 @@ def estimate(request: EstimateRequest) -> Estimated:
     )
     storage = tuple(sizes(setup.table.unit(name), candidate)[1] for name, candidate in request.wanted)
     if request.estimator != Estimator.PROBE:
+        _require_one_output(setup, request.estimator)
         scored = scores(setup, request.wanted, Estimator(request.estimator), options)
         return Estimated(values=scored.clamp_min(0).sqrt()[None, :, None].numpy(), storage_bits=storage)
     rows = torch.tensor(
@@ -69,6 +72,14 @@ def estimate(request: EstimateRequest) -> Estimated:
     )
     values = [_pairs(setup, request.wanted, rows, widths, found) for found in probe(setup, weights, options)]
     return Estimated(values=torch.stack(values).numpy(), storage_bits=storage)
+
+
+def _require_one_output(setup: Setup, estimator: str) -> None:
+    allowed = (Estimator.PROBE, Estimator.WEIGHT_MSE, Estimator.WEIGHT_SQNR)
+    if isinstance(setup.reference, MixedReference) and estimator not in allowed:
+        raise RequestRefused(
+            f"{estimator!r} estimates what changes one output", "metric", estimator, list(allowed)
+        )
 
 
 def _as_measure(request: EstimateRequest) -> MeasureRequest:
@@ -128,7 +139,7 @@ def _quantizer(setup: Setup) -> Quantizer:
 
 
 def _masks(setup: Setup) -> PositionMasks | None:
-    """Which output positions of a batch count."""
+    """Which output positions of a batch count, of several outputs one after the other."""
     if setup.batches.mask is None:
         return None
 
@@ -137,7 +148,18 @@ def _masks(setup: Setup) -> PositionMasks | None:
         if output is None:
             inputs = setup.batches.inputs_of(batch)
             output = first_output(setup.program.run(inputs), setup.batches, batch)
-        return setup.batches.counted_of(batch, output)
+        if isinstance(setup.reference, Reference):
+            return setup.batches.counted_of(batch, output)
+        packing = setup.reference.packing
+        each = [
+            output.new_ones((len(output), positions), dtype=torch.bool)
+            if counted is None
+            else counted.flatten(1)
+            for counted, positions in zip(
+                packing.counted(setup.batches, batch, output), packing.positions(), strict=True
+            )
+        ]
+        return torch.cat(each, 1)
 
     return mask
 
