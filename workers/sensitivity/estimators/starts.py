@@ -31,7 +31,8 @@ def start_of(
         [None] * len(parts) if mask is None else list(torch.split(mask, packing.positions(), 1))
     )
     found = [
-        cotangent(part.metric, values, each, mask=counted, variance=part.variance).flatten(1) * weight**0.5
+        cotangent(part.metric, values, each, mask=counted, variance=part.variance).reshape(len(output), -1)
+        * weight**0.5
         for part, values, each, counted, weight in zip(
             reference.parts, parts, all_signs, masks, packing.weights, strict=True
         )
