@@ -1,4 +1,4 @@
-"""Whether the search for the range of least error runs compiled, and the call of it.
+"""Whether searches for ranges run compiled, and the calls of them.
 
 Compiled code is used for float32 weights on the CPU where numba is installed: however many rows there are, one gets
 the same range whenever it is searched by the same installation. Compiling takes some seconds once; the result is kept
@@ -76,6 +76,53 @@ def search(  # noqa: PLR0913 - what the search depends on
     )
     low, high = torch.from_numpy(ranges)
     return low, high
+
+
+def suits_counts(counts: Tensor) -> bool:
+    """Whether thresholds are found from some histograms by compiled code."""
+    return counts.device.type == "cpu" and find_spec("numba") is not None
+
+
+def find_thresholds(  # noqa: PLR0913 - what the thresholds depend on
+    counts: Tensor,
+    *,
+    first: Tensor,
+    last: Tensor,
+    thresholds: Sequence[int],
+    bins: int,
+    origin: int,
+    levels: int,
+    smoothing: float,
+) -> Tensor:
+    """The threshold of least KL divergence of each row; see `workers.quant.clipping_kl`.
+
+    Args:
+        counts: int64 ``[slices, bins]``, on the CPU.
+        first: As in `workers.quant.clipping_kl`, like what follows.
+        last: int64 ``[slices]``.
+        thresholds: Falling.
+        bins: The largest.
+        origin: The bin that begins at 0.
+        levels: Of a window.
+        smoothing: Share of the uniform distribution.
+
+    Returns:
+        int64 ``[slices]``.
+    """
+    kept = np.empty(len(counts), np.int64)
+    module: Any = importlib.import_module("workers.quant.kernels.divergence")
+    module.find_thresholds(
+        counts.contiguous().numpy(),
+        first.contiguous().numpy(),
+        last.contiguous().numpy(),
+        np.array(thresholds, np.int64),
+        bins,
+        origin,
+        levels,
+        smoothing,
+        kept,
+    )
+    return torch.from_numpy(kept)
 
 
 @cache
