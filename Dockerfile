@@ -24,7 +24,7 @@ RUN pip install --no-deps .
 
 FROM base AS worker-build
 RUN mkdir app solver workers migrations && touch app/__init__.py solver/__init__.py workers/__init__.py migrations/__init__.py \
-    && pip install --constraint constraints.txt ".[worker]" && pip uninstall --yes bitwright
+    && pip install --constraint constraints.txt ".[huggingface,kernel]" && pip uninstall --yes bitwright
 COPY app app
 COPY solver solver
 COPY workers workers
@@ -41,6 +41,8 @@ WORKDIR /home/bitwright
 ENTRYPOINT ["bitwright"]
 
 FROM runtime AS worker
+# What numba compiles is kept, and transformers looks for its own files, where a read-only container can write.
+ENV NUMBA_CACHE_DIR=/tmp/numba HF_HOME=/tmp/huggingface
 COPY --from=worker-build /opt/bitwright /opt/bitwright
 CMD ["worker"]
 

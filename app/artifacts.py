@@ -189,8 +189,11 @@ class ArtifactStore:
         return True
 
     def delete(self, sha256: str) -> None:
-        """Remove a content, if it is there."""
-        self.path(sha256).unlink(missing_ok=True)
+        """Remove a content, if it is there, and what workers left beside it (`workers.intake.exported`)."""
+        path = self.path(sha256)
+        path.unlink(missing_ok=True)
+        for beside in path.parent.glob(f"{sha256}.*"):
+            beside.unlink(missing_ok=True)
 
     def sweep(self) -> int:
         """Remove what dead processes left half-written; returns how many files that were."""

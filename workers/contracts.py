@@ -30,6 +30,7 @@ __all__ = [
     "MIN_BITS",
     "SCHEME_GRAMMAR",
     "Candidate",
+    "ComputeDtype",
     "Entry",
     "EstimateRequest",
     "Estimator",
@@ -61,6 +62,15 @@ class Metric(StrEnum):
     """Mean squared error of the outputs over the variance of the float outputs (no unit)."""
     LOSS = "loss"
     """Rise of the mean cross entropy against the labels, in nats; may be negative."""
+
+
+class ComputeDtype(StrEnum):
+    """What a model with half-precision weights is computed in; metrics are in float32 or float64 in any case."""
+
+    FLOAT32 = "float32"
+    """Differences between a float and a quantized model are small against the rounding of half types."""
+    MODEL = "model"
+    """What the file says: the costs include that rounding, as a deployment in this type has it."""
 
 
 class Estimator(StrEnum):
@@ -250,6 +260,7 @@ class MeasureRequest:
         memory_bytes: Bound on the live activations kept between passes.
         device: ``"auto"`` takes CUDA when there.
         output: Name or index of the output that is compared; ``None``: the first floating-point one of the samples.
+        compute_dtype: What models of half precision are computed in.
         block: Which of the chosen samples to measure on; ``None`` for all.
         sketch: Keep output changes; ``None`` for costs alone.
         observation: Where the ranges of activations come from; ``None`` for the very samples measured. Name it when these
@@ -267,6 +278,7 @@ class MeasureRequest:
     memory_bytes: int = 2 << 30
     device: str = "auto"
     output: str | None = None
+    compute_dtype: ComputeDtype = ComputeDtype.FLOAT32
     block: SampleBlock | None = None
     sketch: SketchRequest | None = None
     observation: Observation | None = None
@@ -286,7 +298,7 @@ class EstimateRequest:
         seed: As in `MeasureRequest`, like what follows.
         samples: How many calibration samples to use.
         indices: Which there are to choose from.
-        batch_size: As in `MeasureRequest`, like ``output``.
+        batch_size: As in `MeasureRequest`, like ``output`` and ``compute_dtype``.
         memory_bytes: Bound on what is kept between passes.
         device: ``"auto"`` takes CUDA when there.
         block: Which of the chosen samples.
@@ -305,6 +317,7 @@ class EstimateRequest:
     memory_bytes: int = 2 << 30
     device: str = "auto"
     output: str | None = None
+    compute_dtype: ComputeDtype = ComputeDtype.FLOAT32
     block: SampleBlock | None = None
     observation: Observation | None = None
 
@@ -318,7 +331,7 @@ class PlanRequest:
         indices: Which samples of the file there are to choose from, as in `MeasureRequest`.
         observation: Where the ranges of activations come from; needed if a choice quantizes them. Never the data that the
             plan is measured on, unless nothing else is there.
-        output: As in `MeasureRequest`.
+        output: As in `MeasureRequest`, like ``compute_dtype``.
     """
 
     model_path: str
@@ -332,6 +345,7 @@ class PlanRequest:
     device: str = "auto"
     observation: Observation | None = None
     output: str | None = None
+    compute_dtype: ComputeDtype = ComputeDtype.FLOAT32
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,7 @@ def offered_bits(target: Target) -> tuple[int, ...]:
 def short_menu(target: Target, unit: UnitInfo, bits: Sequence[int]) -> tuple[Candidate, ...]:
     """The part of `menu` that pays for itself: what a search offers unless asked for more.
 
-    Searching a range takes ten times as long as finding the smallest and largest value, and each format is another
+    Searching a range takes five times as long as finding the smallest and largest value, and each format is another
     search. So ranges are searched at few bits only; of formats that slice alike, the one with zero points is offered;
     groups are of 32 or 128; whole tensors, which channels beat nearly always, are left out.
 

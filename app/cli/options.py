@@ -8,7 +8,7 @@ import click
 from app.cli.gates import parse_gates
 from app.cli.output import writable
 from app.client import DEFAULT_URL
-from workers.contracts import SCHEME_GRAMMAR, Estimator, Metric
+from workers.contracts import SCHEME_GRAMMAR, ComputeDtype, Estimator, Metric
 from workers.menus import Target
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -69,6 +69,30 @@ def _limits(_context: click.Context, _parameter: click.Parameter, texts: tuple[s
             raise click.BadParameter(f"{text!r} is not NAME=VALUE, e.g. bit_operations=1.2G")
         limits[name.strip()] = value.strip()
     return limits
+
+
+def _outputs(
+    _context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]
+) -> str | dict[str, Any] | None:
+    """One output by its name, or several with weights."""
+    if not texts:
+        return None
+    if len(texts) == 1 and "=" not in texts[0]:
+        return texts[0]
+    shares: dict[str, Any] = {}
+    for text in texts:
+        name, _, rest = text.partition("=")
+        weight, colon, compare = rest.partition(":")
+        try:
+            number = float(weight)
+        except ValueError:
+            raise click.BadParameter(
+                f"{text!r} is not NAME=WEIGHT, e.g. boxes=0.5 or boxes=0.5:mse; a name alone stands for a single output"
+            ) from None
+        if name.strip() in shares:
+            raise click.BadParameter(f"output {name.strip()!r} is named twice")
+        shares[name.strip()] = {"weight": number, "compare": compare} if colon else number
+    return shares
 
 
 def _ties(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> list[list[str]]:
@@ -157,9 +181,18 @@ _SEARCH_OPTIONS = (
     ),
     click.option(
         "--output",
-        metavar="NAME",
-        help="Name or index of the model's output that is compared; inspect lists them.  [default: the first "
+        multiple=True,
+        callback=_outputs,
+        metavar="NAME[=WEIGHT[:kl|:mse]]",
+        help="Name or index of the model's output that is compared; inspect lists them. With weights it may be repeated: "
+        "what is compared is then the weighted sum, e.g. --output logits=1 --output boxes=0.5:mse.  [default: the first "
         "floating-point one]",
+    ),
+    click.option(
+        "--compute-dtype",
+        type=click.Choice([d.value for d in ComputeDtype]),
+        help="What a model with half-precision weights is computed in while it is measured: float32, or the type of the "
+        "file.  [default: float32]",
     ),
     click.option(
         "--activations",
@@ -224,10 +257,12 @@ def search_options(command: Command) -> Command:
 def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The request's members that were given; the service fills in the rest, so that defaults live in one place."""
     names = (
-        "budgets", "candidates", "schemes", "target", "menu", "output", "activation_candidates", "metric", "compare", "regret", "max_passes", "probes", "seed",
+        "budgets", "candidates", "schemes", "target", "menu", "output", "compute_dtype", "activation_candidates", "metric", "compare", "regret", "max_passes", "probes", "seed",
         "samples", "holdout", "batch_size", "memory_bytes", "pins", "ties", "exclude", "limits", "budget_counts",
     )  # fmt: skip
     given = {name: options.get(name) for name in names}
+    if isinstance(given["output"], dict):
+        given["outputs"] = given.pop("output")
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in given.items()

@@ -11,6 +11,7 @@ from app.jobs.tasks import Block
 from app.settings import Settings
 from workers.contracts import (
     Candidate,
+    ComputeDtype,
     EstimateRequest,
     MeasureRequest,
     Metric,
@@ -36,6 +37,7 @@ def measure_request(settings: Settings, files: JobFiles, wanted: Sequence[Wanted
         indices=split_of(files).calibration,
         batch_size=request["batch_size"],
         output=request.get("output"),
+        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
         memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
         block=sample_block(files, wanted[0].block),
         sketch=SketchRequest(),
@@ -58,6 +60,7 @@ def estimate_request(settings: Settings, files: JobFiles, task: ProbeTask) -> Es
         indices=split_of(files).calibration,
         batch_size=request["batch_size"],
         output=request.get("output"),
+        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
         memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
         block=sample_block(files, task.part.block),
         observation=observation(settings, files),
@@ -107,6 +110,7 @@ def plan_requests(settings: Settings, files: JobFiles, choices: dict[str, Any]) 
         indices=split.calibration,
         batch_size=request["batch_size"],
         output=request.get("output"),
+        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
         observation=observation(settings, files),
     )
     requests = {CALIBRATION: calibration}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.jobs.keys import SampleChoice, entry_key
-from workers.contracts import Candidate, Metric, ModelDescription
+from workers.contracts import Candidate, ComputeDtype, Metric, ModelDescription
 from workers.sensitivity.sharding import plan_shards, work
 
 
@@ -17,6 +17,7 @@ class Source:
     metric: Metric
     choice: SampleChoice
     output: str | None = None
+    compute_dtype: ComputeDtype = ComputeDtype.FLOAT32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ def plan_entries(
                     choice=source.choice,
                     block=block,
                     output=source.output,
+                    compute_dtype=source.compute_dtype,
                 ),
                 unit=unit,
                 bits=candidate.bits,

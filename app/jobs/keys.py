@@ -5,7 +5,7 @@ from hashlib import sha256
 
 from app.jobs.rules import split_sizes
 from app.kit.ids import content_sha256
-from workers.contracts import Candidate, Metric
+from workers.contracts import Candidate, ComputeDtype, Metric
 
 MEASURE_VERSION = 2
 """Raised whenever the same request would be measured as another number; old measurements are then not used again."""
@@ -75,11 +75,12 @@ def entry_key(  # noqa: PLR0913 - one keyword for each thing the value depends o
     choice: SampleChoice,
     block: tuple[int, int],
     output: str | None = None,
+    compute_dtype: ComputeDtype = ComputeDtype.FLOAT32,
 ) -> str:
     """Hex SHA-256 of everything the value of an entry depends on.
 
     A block of all samples says nothing of their order; another one depends on the seed that makes it. An ``output`` is part
-    of it only where one was named.
+    of it only where one was named, a ``compute_dtype`` where it is not the default.
     """
     whole = block == (0, choice.used)
     part: dict[str, object] = {} if whole else {"block": list(block), "seed": choice.seed}
@@ -87,6 +88,8 @@ def entry_key(  # noqa: PLR0913 - one keyword for each thing the value depends o
         part["activation_bits"] = candidate.activation_bits
     if output is not None:
         part["output"] = output
+    if compute_dtype is not ComputeDtype.FLOAT32:
+        part["compute_dtype"] = compute_dtype.value
     return content_sha256(
         {
             "version": MEASURE_VERSION,
@@ -113,6 +116,7 @@ def probe_key(  # noqa: PLR0913 - one keyword for each thing the values depend o
     probes: int,
     block: tuple[int, int],
     output: str | None = None,
+    compute_dtype: ComputeDtype = ComputeDtype.FLOAT32,
 ) -> str:
     """Hex SHA-256 of everything that the values of probes on one block of samples depend on.
 
@@ -131,5 +135,6 @@ def probe_key(  # noqa: PLR0913 - one keyword for each thing the values depend o
             **choice.key(),
             "seed": choice.seed,
             **({} if output is None else {"output": output}),
+            **({} if compute_dtype is ComputeDtype.FLOAT32 else {"compute_dtype": compute_dtype.value}),
         }
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from app.errors import InvalidRequest
 from app.plans.spec import BudgetCounts, PlanSpec, joined
 from workers.contracts import (
+    ComputeDtype,
     Estimator,
     Metric,
     ModelDescription,
@@ -82,7 +83,7 @@ def check_method(metric: str, compare: str | None, description: ModelDescription
         raise InvalidRequest(
             f"{metric!r} cannot estimate {compare!r}", "compare", compare, [m.value for m in _ESTIMATED]
         )
-    named = compare or (Metric.KL.value if _has_classes(description) else Metric.MSE.value)
+    named = compare or (Metric.KL.value if has_classes(description) else Metric.MSE.value)
     if metric == Estimator.HESSIAN_TRACE and named == Metric.MSE:
         raise InvalidRequest(f"{metric!r} is that of a cross entropy", "compare", named, [Metric.KL.value])
     return Method(
@@ -92,9 +93,22 @@ def check_method(metric: str, compare: str | None, description: ModelDescription
     )
 
 
+def check_compute_dtype(text: str) -> dict[str, str]:
+    """The request's member, where it is not the default: what was asked for before there was one stays the same.
+
+    Raises:
+        InvalidRequest: There is no such choice.
+    """
+    if text not in [d.value for d in ComputeDtype]:
+        raise InvalidRequest(
+            f"unknown compute_dtype {text!r}", "compute_dtype", text, [d.value for d in ComputeDtype]
+        )
+    return {} if text == ComputeDtype.FLOAT32 else {"compute_dtype": text}
+
+
 def _comparison(field: str, text: str, description: ModelDescription) -> Metric:
     metric = Metric(text)
-    if metric is not Metric.MSE and not _has_classes(description):
+    if metric is not Metric.MSE and not has_classes(description):
         output = description.outputs[0]
         raise InvalidRequest(
             f"{text!r} compares distributions over the last axis; output {output.name!r} has shape "
@@ -106,7 +120,7 @@ def _comparison(field: str, text: str, description: ModelDescription) -> Metric:
     return metric
 
 
-def _has_classes(description: ModelDescription) -> bool:
+def has_classes(description: ModelDescription) -> bool:
     """Whether the first output, which is compared, may hold a distribution for each sample; sizes that vary are taken to."""
     shape = description.outputs[0].shape if description.outputs else ()
     return not (len(shape) == 1 or (len(shape) > 1 and shape[-1] is not None and shape[-1] < 2))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.jobs.offer import MENUS
 from app.kit.pages import MAX_LIMIT
 from app.models import JobState, Stage
-from workers.contracts import SCHEME_GRAMMAR, Estimator, Metric
+from workers.contracts import SCHEME_GRAMMAR, ComputeDtype, Estimator, Metric
 from workers.menus import Target
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
@@ -16,6 +16,7 @@ Name = Annotated[str, StringConstraints(max_length=255, pattern=PRINTABLE)]
 Id = Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
 UnitName = Annotated[str, StringConstraints(max_length=1024)]
 BudgetText = Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
+OutputName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 LimitText = Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -46,6 +47,19 @@ _WIDER_EXAMPLE: dict[str, Any] = {
     "regret": 0.02,
     "probes": 8,
 }
+
+
+class OutputShareCreate(BaseModel):
+    """One of several outputs that are compared."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    weight: float = Field(gt=0, allow_inf_nan=False, description="Its share in the cost.")
+    compare: str | None = Field(
+        default=None,
+        description="What it is compared by; null: `kl` where it may hold a distribution, else `mse`.",
+        json_schema_extra={"enum": ["kl", "mse", None]},
+    )
 
 
 class JobCreate(BaseModel):
@@ -108,6 +122,20 @@ class JobCreate(BaseModel):
         max_length=1024,
         description="Name or index of the model's output that is compared; null: the first floating-point one.",
         examples=["logits", "1"],
+    )
+    outputs: dict[OutputName, Annotated[float, Field(gt=0, allow_inf_nan=False)] | OutputShareCreate] = Field(
+        default={},
+        max_length=64,
+        description="Instead of `output`: several outputs, by name or index, with a weight each; what is compared is the "
+        "weighted sum. An output is compared by `kl` where it may hold a distribution over its last axis, else by `mse` "
+        'over its own variance; `{"weight": 0.5, "compare": "mse"}` says which.',
+        examples=[{"logits": 1.0, "boxes": {"weight": 0.5, "compare": "mse"}}],
+    )
+    compute_dtype: str = Field(
+        default=ComputeDtype.FLOAT32.value,
+        description="What a model with half-precision weights is computed in while it is measured: `float32`, or `model` "
+        "for the type of the file. What is compared is computed in float32 or better in any case.",
+        json_schema_extra={"enum": [d.value for d in ComputeDtype]},
     )
     activation_candidates: list[int] = Field(
         default=[],

@@ -19,10 +19,11 @@ from app.jobs.candidates import (
     check_schemes_or_target,
     check_target,
 )
+from app.jobs.mixing import Mixture, OutputShare, check_outputs
 from app.jobs.offer import SHORT
 from app.jobs.outputs import with_output_first
 from app.jobs.rules import Method
-from app.jobs.schemas import JobCreate
+from app.jobs.schemas import JobCreate, OutputShareCreate
 from app.kit.ids import content_sha256, is_id, new_id
 from app.kit.locks import lock_name
 from app.kit.pages import Cursor
@@ -184,13 +185,17 @@ def _answered(session: Session, known: IdempotencyKey, body_sha256: str) -> Job:
 
 def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
     model, description = _ready_model(session, create.model)
-    compared = with_output_first(description, create.output)
+    mixture = _mixture(create, description)
+    compared = with_output_first(description, create.output) if mixture is None else mixture.description
     dataset = _fitting_dataset(session, "dataset", create.dataset, compared)
     evaluation = None
     if create.evaluation_dataset is not None:
         evaluation = _fitting_dataset(session, "evaluation_dataset", create.evaluation_dataset, compared)
     offered = _offered(create, description)
-    method = rules.check_method(create.metric, create.compare, compared)
+    compare = create.compare
+    if mixture is not None and create.metric not in (Metric.KL, Metric.MSE):
+        compare = mixture.compare
+    method = rules.check_method(create.metric, compare, compared)
     if method.compare is Metric.LOSS:
         _require_labels(dataset, "dataset")
         if evaluation is not None:
@@ -209,11 +214,35 @@ def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
             **offered.to_json(),
             "activation_candidates": check_activations(create.activation_candidates),
             **_measuring(create, method),
-            **({} if create.output is None else {"output": compared.outputs[0].name}),
+            **_output(create, compared, mixture),
             **_canonical(create, settings),
+            **rules.check_compute_dtype(create.compute_dtype),
             "exclude": sorted(set(exclude)),
         },
     )
+
+
+def _mixture(create: JobCreate, description: ModelDescription) -> Mixture | None:
+    if not create.outputs:
+        return None
+    if create.output is not None:
+        raise InvalidRequest(
+            "both output and outputs are given", "outputs", sorted(create.outputs), "one of the two"
+        )
+    shares = {
+        name: OutputShare(weight=share.weight, compare=share.compare)
+        if isinstance(share, OutputShareCreate)
+        else OutputShare(weight=share)
+        for name, share in create.outputs.items()
+    }
+    return check_outputs(description, shares, create.metric, create.compare)
+
+
+def _output(create: JobCreate, compared: ModelDescription, mixture: Mixture | None) -> dict[str, str]:
+    """What is compared, where the request says so."""
+    if mixture is not None:
+        return {"output": mixture.text}
+    return {} if create.output is None else {"output": compared.outputs[0].name}
 
 
 def _offered(create: JobCreate, description: ModelDescription) -> Offered:

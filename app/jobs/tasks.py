@@ -15,7 +15,7 @@ from app.jobs.offer import Offer, offer_of
 from app.kit.ids import content_sha256, new_id
 from app.models import Dataset, Job, JobEntry, Model, Task, TaskKind, TaskState
 from app.settings import Settings
-from workers.contracts import Candidate, Estimator, Metric, ModelDescription
+from workers.contracts import Candidate, ComputeDtype, Estimator, Metric, ModelDescription
 
 SHARDS_PER_WORKER = 4
 """More shards than workers: a slow or lost one then holds up little."""
@@ -49,6 +49,7 @@ def source_of(session: Session, job: Job) -> Source:
             seed=request["seed"],
         ),
         output=request.get("output"),
+        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
     )
 
 
@@ -93,6 +94,7 @@ def probe_parts(source: Source, request: Mapping[str, Any], offer: Offer) -> tup
                 probes=request["probes"],
                 block=block,
                 output=source.output,
+                compute_dtype=source.compute_dtype,
             ),
         )
         for block in blocks

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.report import quantities
-from app.report.words import measured_cost
+from app.report.words import measured_cost, output_words
 
 METHODS = {
     "auto": "estimated, then measured where that could change a plan",
@@ -183,8 +183,8 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
         + (" bits" if settings.get("activation_candidates") else ""),
         "Quantizers": quantizer_words(settings),
         "Costs": METHODS.get(settings["metric"], settings["metric"]),
-        "Compared": quantities.measure(metric_of(result)).title
-        + (f" of output {settings['output']}" if settings.get("output") else ""),
+        "Compared": quantities.measure(metric_of(result)).title + output_words(settings.get("output")),
+        "Computed in": "the model's own type" if settings.get("compute_dtype") == "model" else "",
         "Tolerated regret": quantities.percent(settings["regret"]) if "regret" in settings else "",
         "Measured at most": f"{settings['max_passes']:g} passes" if settings.get("max_passes") else "",
         "Probes": str(settings.get("probes", "")),

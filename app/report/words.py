@@ -250,3 +250,21 @@ def data_words(result: Mapping[str, Any]) -> str:
             "Give other samples, or set some aside by a holdout."
         )
     return ""
+
+
+def output_words(text: str | None) -> str:
+    """Which output was compared, as the end of a phrase; nothing where none was named.
+
+    Args:
+        text: Its name, or several as the request has them (`workers.mixtures`).
+    """
+    if not text:
+        return ""
+    if "=" not in text:
+        return f" of output {text}"
+    parts = []
+    for part in text.split(","):
+        name, _, rest = part.partition("=")
+        weight, _, compared = rest.partition(":")
+        parts.append(f"{name} ({compared}, weight {float(weight):g})")
+    return f", weighted sum over the outputs {' and '.join(parts)}"

@@ -17,6 +17,7 @@ TORCH_FREE = {
     "workers.sampling",
     "workers.sensitivity.gram",
     "workers.menus",
+    "workers.mixtures",
     "workers.schemes",
     "workers.sensitivity.operations",
     "workers.sensitivity.sharding",

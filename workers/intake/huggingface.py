@@ -21,6 +21,7 @@ from workers.errors import ModelRefused
 from workers.graph.model import GraphModel
 from workers.intake.archive import Archive
 from workers.intake.assembly import assemble
+from workers.intake.exported import ExportCache, Exported
 from workers.intake.jsontext import parse_json
 from workers.intake.limits import MIB, Limits
 from workers.intake.model_config import architecture, read_config
@@ -35,12 +36,13 @@ _MOST_BUFFER_BYTES: Final = 512 * MIB
 _FLOATS: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def read_folder(archive: Archive, limits: Limits) -> GraphModel:
+def read_folder(archive: Archive, limits: Limits, cache: ExportCache | None = None) -> GraphModel:
     """Read a packed folder.
 
     Args:
         archive: The folder's files.
         limits: Bounds on what they may ask for.
+        cache: Where the exported program may be, and is left; ``None`` for nowhere.
 
     Returns:
         The model in the data type of its weights. Its inputs are ``input_ids`` and ``attention_mask`` (and
@@ -55,12 +57,17 @@ def read_folder(archive: Archive, limits: Limits) -> GraphModel:
     check_names(archive.entries, shards)
     weights = read_weights(archive, sorted(set(shards.values())) if shards else [WEIGHTS], shards)
     config = read_config(archive.read(CONFIG), tensors=len(weights))
+    known = None if cache is None else cache.load(weights)
+    if known is not None:
+        return _assembled(known, limits)
     with _quiet():
         network = _network(config, weights)
         call = call_of(network)
-        program = _program(network, call)
-    model = _assembled(program, limits)
-    return _named(model, call)
+        exported = _exported(_program(network, call), call)
+    model = _assembled(exported, limits)
+    if cache is not None:
+        cache.keep(exported, weights)
+    return model
 
 
 def _network(raw: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
@@ -230,8 +237,7 @@ def _program(network: nn.Module, call: Call) -> torch.export.ExportedProgram:
         ) from None
 
 
-def _assembled(program: torch.export.ExportedProgram, limits: Limits) -> GraphModel:
-    """The exported program through the reader of ``.pt2`` files: only the tensors do not go through a file."""
+def _exported(program: torch.export.ExportedProgram, call: Call) -> Exported:
     from torch._export.serde.serialize import serialize  # noqa: PLC0415 - what torch.export.save calls
 
     text = serialize(
@@ -239,15 +245,20 @@ def _assembled(program: torch.export.ExportedProgram, limits: Limits) -> GraphMo
     ).exported_program
     constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
     weights = {name: value.detach() for name, value in program.state_dict.items()}
-    return assemble(parse_json(memoryview(text), "exported program", limits), weights, constants, limits)
+    return Exported(program=text, weights=weights, constants=constants, output=call.output)
 
 
-def _named(model: GraphModel, call: Call) -> GraphModel:
-    """The names that the folder's author knows: of the parameters, and of the output."""
+def _assembled(exported: Exported, limits: Limits) -> GraphModel:
+    """The exported program through the reader of ``.pt2`` files: only the tensors do not go through a file.
+
+    The parameters and the output get the names that the folder's author knows.
+    """
+    program = parse_json(memoryview(exported.program), "exported program", limits)
+    model = assemble(program, exported.weights, exported.constants, limits)
     for key, name in model.qualified_names.items():
         model.qualified_names[key] = name.removeprefix(_NETWORK)
     for node in model.graph.output_node().all_input_nodes:
-        node.name = call.output  # there is one
+        node.name = exported.output  # there is one
     return model
 
 

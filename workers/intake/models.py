@@ -7,6 +7,7 @@ from workers.errors import ModelRefused
 from workers.graph.model import GraphModel
 from workers.intake import huggingface, pt2
 from workers.intake.archive import Archive, map_file
+from workers.intake.exported import ExportCache
 from workers.intake.limits import Limits
 from workers.intake.packing import CONFIG
 
@@ -28,7 +29,11 @@ def read_model(path: Path, limits: Limits = _DEFAULT_LIMITS) -> GraphModel:
         OSError: The file cannot be read.
     """
     folder = _packed_folder(path, limits)
-    return pt2.read_model(path, limits) if folder is None else huggingface.read_folder(folder, limits)
+    return (
+        pt2.read_model(path, limits)
+        if folder is None
+        else huggingface.read_folder(folder, limits, ExportCache(path))
+    )
 
 
 def _packed_folder(path: Path, limits: Limits) -> Archive | None:

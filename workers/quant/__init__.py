@@ -23,6 +23,7 @@ from workers.quant.quantizer import (
 from workers.quant.ranges import choose_range, minmax_range, percentile_range
 from workers.quant.slices import SliceLayout
 from workers.quant.storage import storage_bits
+from workers.quant.store import QuantizedWeights, by_shared_work
 from workers.quant.straight_through import LearnedQuantizer, fake_quantize_straight_through
 
 __all__ = [
@@ -33,9 +34,11 @@ __all__ = [
     "MinMaxObserver",
     "QuantizationParameters",
     "QuantizedMatrix",
+    "QuantizedWeights",
     "SliceLayout",
     "WeightQuantizer",
     "apply",
+    "by_shared_work",
     "choose_range",
     "compensated_codes",
     "dequantize",

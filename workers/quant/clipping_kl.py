@@ -18,9 +18,12 @@ Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017, slides 17-38; ours
 bit-width, and spreads thresholds evenly.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from workers.quant import acceleration
 from workers.quant.affine import CodeRange
 
 SMOOTHING = 1e-6
@@ -93,20 +96,49 @@ def kl_threshold(counts: Tensor, codes: CodeRange) -> Tensor:
         return torch.full((len(counts),), bins, dtype=torch.int64, device=counts.device)
     if codes.symmetric:
         counts = counts[:, bins:] + counts[:, :bins].flip(1)
-        levels, first, last = codes.quant_max + 1, counts.new_zeros(len(counts), dtype=torch.int64), None
+        levels, origin = codes.quant_max + 1, 0
+        first, last = torch.zeros_like(counts[:, 0]), torch.full_like(counts[:, 0], bins)
     else:
-        levels = codes.levels
+        levels, origin = codes.levels, bins
         occupied = counts > 0
         first = occupied.int().argmax(1).clamp(max=bins)
         last = (2 * bins - occupied.flip(1).int().argmax(1)).clamp(min=bins)
+    windows = _Windows(first=first, last=last, thresholds=thresholds, bins=bins, origin=origin, levels=levels)
+    if acceleration.suits_counts(counts):
+        return acceleration.find_thresholds(counts, smoothing=SMOOTHING, **vars(windows))
+    return _find_thresholds(counts, windows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Windows:
+    """The windows ``[max(first, origin - T), min(last, origin + T))`` of bins that are tried.
+
+    Args:
+        first: int64 ``[slices]``.
+        last: int64 ``[slices]``.
+        thresholds: T, falling.
+        bins: The largest: nothing is clipped.
+        origin: The bin that begins at 0.
+        levels: Into how many levels a window is merged.
+    """
+
+    first: Tensor
+    last: Tensor
+    thresholds: list[int]
+    bins: int
+    origin: int
+    levels: int
+
+
+def _find_thresholds(counts: Tensor, windows: _Windows) -> Tensor:
+    """By tensors, on any device."""
+    bins, levels = windows.bins, windows.levels
     sums = _PrefixSums(counts)
     best = torch.full((len(counts),), torch.inf, dtype=torch.float64, device=counts.device)
     kept = torch.full((len(counts),), bins, dtype=torch.int64, device=counts.device)
-    for threshold in thresholds:
-        if last is None:
-            start, stop = first, torch.full_like(first, threshold)
-        else:
-            start, stop = first.clamp(min=bins - threshold), last.clamp(max=bins + threshold)
+    for threshold in windows.thresholds:
+        start = windows.first.clamp(min=windows.origin - threshold)
+        stop = windows.last.clamp(max=windows.origin + threshold)
         divergence = sums.divergence(start, stop, levels)
         if threshold < bins:
             divergence = torch.where(stop - start < levels, torch.inf, divergence)

@@ -8,7 +8,8 @@ The error of a range is not convex in it, so the search goes from coarse to fine
 3. small factors either way, halved from step to step, each end by itself where there are two.
 
 An evaluation is a handful of passes over the values, in buffers that are used again: 20 to 30 of them for a symmetric
-quantizer, 45 to 55 for an asymmetric one.
+quantizer, 45 to 55 for an asymmetric one. Where `workers.quant.acceleration` has it compiled, it is one pass in the
+processor's registers.
 
 Source: Y. Nahshan et al., "Loss aware post-training quantization", 2019, section 4: ranges of least p-norm of the error,
 p between 2 and 4. Ours searches per slice, and both ends.
@@ -17,6 +18,7 @@ p between 2 and 4. Ours searches per slice, and both ends.
 import torch
 from torch import Tensor
 
+from workers.quant import acceleration
 from workers.quant.affine import CodeRange, widen_to_zero
 
 # Shares of the min-max range. Beyond the last one even three levels gain nothing on Gaussian, Laplace or outlier-ridden
@@ -51,6 +53,24 @@ def mse_range(
     if weights is not None:
         largest = weights.max()
         weights = weights / torch.where(largest > 0, largest, torch.ones_like(largest))
+    if acceleration.suits(rows, weights, exponent):
+        return acceleration.search(
+            rows,
+            codes,
+            None if weights is None else weights.to(rows.dtype),
+            exponent,
+            hopeless=_HOPELESS,
+            coarse=_COARSE,
+            one_end=_ONE_END,
+            steps=_STEPS,
+        )
+    return mse_range_by_tensors(rows, codes, weights, exponent=exponent)
+
+
+def mse_range_by_tensors(
+    rows: Tensor, codes: CodeRange, weights: Tensor | None = None, *, exponent: int = 2
+) -> tuple[Tensor, Tensor]:
+    """`mse_range` for any device and type, for weights of 1 at most: what the compiled search is measured by."""
     per_chunk = max(1, _CHUNK_VALUES // rows.shape[1])
     chunks = [
         _Search(

@@ -51,10 +51,10 @@ class WeightQuantizer:
         name: str,
         inputs: InputMoments | None = None,
     ) -> None:
-        self.weight = weight.detach()
+        self.weight = weight
         self.output_channel_axis, self.group_axis = output_channel_axis, group_axis
         self.name, self.inputs = name, inputs
-        self.values = self.weight.to(compute_dtype(weight.dtype))
+        self.values = weight.detach().to(compute_dtype(weight.dtype))
         require_finite(self.values, name)
         self._cut: tuple[Granularity, SliceLayout, list[RangeChooser]] | None = None
 

@@ -4,12 +4,14 @@ All functions take rows ``[slices, values]`` and give one range per row, vectori
 `clipping_mse` and `clipping_kl`.
 """
 
+from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from workers.contracts import Candidate, RangeMethod
+from workers.contracts import Candidate, RangeMethod, Rounding
 from workers.errors import RequestRefused
 from workers.quant.affine import CodeRange
 from workers.quant.clipping_kl import Histograms
@@ -28,6 +30,7 @@ class RangeChooser:
     def __init__(self, rows: Tensor, importance: Tensor | None = None) -> None:
         self.rows = rows
         self.importance = importance
+        self._last: tuple[Candidate, tuple[Tensor, Tensor]] | None = None
 
     def range(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         """The range of each row by the candidate's method.
@@ -38,6 +41,14 @@ class RangeChooser:
         Raises:
             RequestRefused: The method needs the values' importance.
         """
+        # What does not move the range does not find it again.
+        scheme = replace(candidate.scheme, corrected=False, rounding=Rounding.NEAREST)
+        plain = replace(candidate, scheme=scheme, activation_bits=None)
+        if self._last is None or self._last[0] != plain:
+            self._last = plain, self._find(candidate)
+        return self._last[1]
+
+    def _find(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         codes = CodeRange.of_candidate(candidate)
         match candidate.scheme.range_method:
             case RangeMethod.MINMAX:
@@ -61,7 +72,7 @@ class RangeChooser:
 
     @cached_property
     def _ordered(self) -> Tensor:
-        return self.rows.sort(dim=1).values
+        return _ascending(self.rows)
 
     @cached_property
     def _histograms(self) -> Histograms:
@@ -125,7 +136,14 @@ def percentile_range(rows: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
         RequestRefused: ``percentile`` is outside (0, 50).
     """
     # torch.quantile refuses more than 2^24 values; a sort has no such limit.
-    return percentile_of_ordered(rows.sort(dim=1).values, percentile)
+    return percentile_of_ordered(_ascending(rows), percentile)
+
+
+def _ascending(rows: Tensor) -> Tensor:
+    """The values of each row sorted: by NumPy on the CPU, which is several times faster (it keeps no positions)."""
+    if rows.device.type != "cpu":
+        return rows.sort(dim=1).values
+    return torch.from_numpy(np.sort(rows.numpy(), axis=1))
 
 
 def percentile_of_ordered(ordered: Tensor, percentile: float) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ def measure(request: MeasureRequest) -> Iterator[Entry]:
         MeasurementFailed: The float model's outputs are not finite, or an operator failed.
         OSError: A file cannot be read.
     """
-    table = load_model(request.model_path, request.device, request.output).table
+    table = load_model(request.model_path, request.device, request.output, request.compute_dtype).table
     units = {name: table.unit(name) for name, _ in request.wanted}
     setup = prepare(request)
     prefixes = take_prefixes(request, setup)

@@ -8,7 +8,7 @@ the naive loop; results are the same bit for bit (for shared passes that is test
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -17,9 +17,10 @@ from torch import Tensor
 from workers.contracts import Candidate
 from workers.graph.program import NO_OVERRIDE, Environment, Override, Program
 from workers.graph.units import UnitTable
-from workers.quant import InputMoments, fake_quantize
+from workers.quant import InputMoments, QuantizedWeights
 from workers.sensitivity.activations import ActivationRanges, quantized_operands
 from workers.sensitivity.batches import Batches
+from workers.sensitivity.mixture import MixedReference
 from workers.sensitivity.prefixes import Prefixes
 from workers.sensitivity.reference import Reference, first_output
 from workers.sensitivity.stacking import Stacking
@@ -36,22 +37,26 @@ class Setup:
         reference: The float model's outputs for them.
         activations: Ranges of the units' inputs; ``None`` where no candidate quantizes them.
         moments: Second moments of the units' inputs, by unit name; ``None`` where no scheme needs them.
+        weights: Quantizes them; keeps what was costly to find.
     """
 
     program: Program
     table: UnitTable
     batches: Batches
-    reference: Reference
+    reference: Reference | MixedReference
     activations: ActivationRanges | None = None
     moments: Mapping[str, InputMoments] | None = None
+    weights: QuantizedWeights = field(default_factory=QuantizedWeights)
 
 
-def quantized(
+def quantized(  # noqa: PLR0913 - what quantized units depend on
     program: Program,
     table: UnitTable,
     choices: Sequence[tuple[str, Candidate]],
     activations: ActivationRanges | None = None,
     moments: Mapping[str, InputMoments] | None = None,
+    *,
+    weights: QuantizedWeights | None = None,
 ) -> Override:
     """The override that quantizes units: their weights, and their inputs where candidates say so.
 
@@ -61,22 +66,18 @@ def quantized(
         choices: Unit names and candidates.
         activations: Observed ranges; needed for candidates with activation bits.
         moments: Of the units' inputs, by unit name; needed for schemes that use them.
+        weights: Quantizes them, and may know what was found before.
 
     Raises:
         RequestRefused: There is no such unit, its activations cannot be quantized, or the scheme does not suit it.
         ModelRefused: A weight is not finite.
     """
+    weights = weights or QuantizedWeights()
     changes: dict[torch.fx.Node, Tensor] = {}
     for name, candidate in choices:
         unit = table.unit(name)
-        weight = fake_quantize(
-            program.constant(unit.node),
-            candidate,
-            output_channel_axis=unit.info.output_channel_axis,
-            group_axis=unit.info.group_axis,
-            name=unit.info.name,
-            inputs=None if moments is None else moments.get(unit.info.name),
-        )
+        inputs = None if moments is None else moments.get(unit.info.name)
+        weight = weights.fake_quantize(unit.info, program.constant(unit.node), candidate, inputs)
         changes |= unit.changes(weight)
     return program.override(changes, quantized_operands(table, choices, activations))
 
@@ -136,11 +137,12 @@ class _UnitRun:
         self._setup = setup
         self._prefixes = prefixes
         self._overrides = [
-            quantized(setup.program, setup.table, [entry], setup.activations, setup.moments)
+            quantized(
+                setup.program, setup.table, [entry], setup.activations, setup.moments, weights=setup.weights
+            )
             for entry in entries
         ]
-        projection = setup.reference.projection
-        self._sketches = [None if projection is None else projection.start() for _ in entries]
+        self._sketches = [setup.reference.start_sketch() for _ in entries]
         self._costs: list[list[Tensor]] = [[] for _ in entries]
 
     def measure(self, stacking: Stacking | None) -> list[tuple[Tensor, bytes | None]]:

@@ -113,8 +113,12 @@ class Reference:
         """Memory that the outputs take."""
         return sum(output.numel() * output.element_size() for output in self.outputs if output is not None)
 
+    def start_sketch(self) -> list[Tensor] | None:
+        """The sketch of no change, for `costs` to add to; ``None`` if sketches were not asked for."""
+        return None if self.projection is None else [self.projection.start()]
+
     def costs(
-        self, batch: int, output: Tensor, recompute: Callable[[], Tensor], sketch: Tensor | None = None
+        self, batch: int, output: Tensor, recompute: Callable[[], Tensor], sketch: list[Tensor] | None = None
     ) -> Tensor:
         """Costs of a batch's samples.
 
@@ -122,7 +126,7 @@ class Reference:
             batch: Which batch.
             output: ``[kept, ...]``, from `first_output` of the quantized model.
             recompute: Gives the float model's outputs where they were not kept.
-            sketch: From the projection's `start`; the batch's output change is added to it.
+            sketch: From `start_sketch`; the batch's output change is added to it.
 
         Returns:
             ``[kept]``, float64, on the CPU; NaN for samples that have no label where the metric needs one.
@@ -130,18 +134,18 @@ class Reference:
         reference = self.outputs[batch]
         if reference is None:
             reference = recompute()
-        take = None if sketch is None else self._adding(sketch, batch)
+        take = None if sketch is None else self._adding(sketch[0], batch)
         labels = self.batches.labels_of(batch) if self.metric is Metric.LOSS else None
         return self._compared(reference, output, labels, take, counted=self.batches.counted_of(batch, output))
 
-    def finished(self, sketch: Tensor) -> bytes | None:
+    def finished(self, sketch: list[Tensor]) -> bytes | None:
         """A sketch to which all batches were added, as it is stored; ``None`` if it is not finite."""
         assert self.projection is not None
         rows = self.projection.rows
         if self.metric is Metric.MSE:
-            scaled = sketch.double() / (rows * self.projection.classes * self.variance) ** 0.5
+            scaled = sketch[0].double() / (rows * self.projection.classes * self.variance) ** 0.5
         else:
-            scaled = sketch.double() / rows**0.5
+            scaled = sketch[0].double() / rows**0.5
         values = scaled.flatten().float().cpu()
         return values.numpy().astype("<f4").tobytes() if bool(values.isfinite().all()) else None
 

@@ -4,74 +4,33 @@ Shards of one job come to a worker one after the other and need the same things.
 and time of change. Everything is bounded: few models and data sets, one reference, one set of prefixes.
 """
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
 
-from workers.contracts import Candidate, MeasureRequest, Metric, Observation, PlanRequest
+from workers.contracts import Candidate, ComputeDtype, MeasureRequest, Metric, Observation, PlanRequest
 from workers.errors import RequestRefused
 from workers.graph.allocator import keep_freed_memory
 from workers.graph.model import GraphModel
-from workers.graph.outputs import choose_output
+from workers.graph.outputs import choose_output, pack_outputs
 from workers.graph.precision import in_float32
 from workers.graph.program import Program
 from workers.graph.units import UnitTable, find_units
 from workers.intake.dataset import Dataset, read_dataset
 from workers.intake.models import read_model
-from workers.quant import InputMoments
+from workers.mixtures import parse_mixture
+from workers.quant import InputMoments, QuantizedWeights
 from workers.sensitivity.activations import ActivationRanges, observe, quantize_activations
 from workers.sensitivity.batches import Batches, Selection
 from workers.sensitivity.batching import batch_size_for
 from workers.sensitivity.exact import Setup
+from workers.sensitivity.mixture import MixedReference, Packing, mixed_variances
 from workers.sensitivity.moments import collect_moments
 from workers.sensitivity.prefixes import Prefixes
+from workers.sensitivity.recent import RecentlyUsed
 from workers.sensitivity.reference import FloatOutputs, Reference, output_variance
-
-T = TypeVar("T")
-
-
-class RecentlyUsed(Generic[T]):
-    """A small cache that forgets what was not used for longest. Safe among threads; values are made one at a time.
-
-    Args:
-        capacity: Number of values kept.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._values: OrderedDict[Hashable, T] = OrderedDict()
-        self._lock = threading.RLock()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of a key, made if it is not there; a failure to make it is not remembered."""
-        with self._lock:
-            if key not in self._values:
-                while len(self._values) >= self._capacity:
-                    self._values.popitem(last=False)  # before making: both might not fit into memory
-                self._values[key] = make()
-            self._values.move_to_end(key)
-            return self._values[key]
-
-    def take(self, key: Hashable) -> T | None:
-        """Remove and return the value of a key: for values that only one may use at a time."""
-        with self._lock:
-            return self._values.pop(key, None)
-
-    def put(self, key: Hashable, value: T) -> None:
-        """Keep a value."""
-        with self._lock:
-            self._values.pop(key, None)
-            self.get(key, lambda: value)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._values.clear()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,18 +41,20 @@ class LoadedModel:
         model: As read.
         program: For one device.
         table: Its units.
+        weights: Quantizes them.
     """
 
     model: GraphModel
     program: Program
     table: UnitTable
+    weights: QuantizedWeights = field(default_factory=QuantizedWeights)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Caches:
     models: RecentlyUsed[LoadedModel] = field(default_factory=lambda: RecentlyUsed(2))
     datasets: RecentlyUsed[Dataset] = field(default_factory=lambda: RecentlyUsed(3))
-    variances: RecentlyUsed[float] = field(default_factory=lambda: RecentlyUsed(8))
+    variances: RecentlyUsed[tuple[float, ...]] = field(default_factory=lambda: RecentlyUsed(8))
     activations: RecentlyUsed[ActivationRanges] = field(default_factory=lambda: RecentlyUsed(2))
     outputs: RecentlyUsed[FloatOutputs] = field(default_factory=lambda: RecentlyUsed(2))
     moments: RecentlyUsed[dict[str, InputMoments]] = field(default_factory=lambda: RecentlyUsed(1))
@@ -104,8 +65,19 @@ class _Caches:
 _CACHES = _Caches()
 
 
-def load_model(path: str, device: str, output: str | None = None) -> LoadedModel:
+def load_model(
+    path: str,
+    device: str,
+    output: str | None = None,
+    compute_dtype: ComputeDtype = ComputeDtype.FLOAT32,
+) -> LoadedModel:
     """A model file, ready to run on a device (``"auto"``: CUDA when there), with the output to compare put first.
+
+    Args:
+        path: The file.
+        device: Where it is to run.
+        output: Name or index of the output to compare, or several with weights (`workers.mixtures`).
+        compute_dtype: What a model of half precision is computed in.
 
     Raises:
         ModelRefused: The file breaks a rule of the reader.
@@ -117,10 +89,17 @@ def load_model(path: str, device: str, output: str | None = None) -> LoadedModel
         keep_freed_memory()
 
     def load() -> LoadedModel:
-        model = choose_output(in_float32(read_model(Path(path))), output)
+        model = read_model(Path(path))
+        if compute_dtype is ComputeDtype.FLOAT32:
+            model = in_float32(model)
+        mixture = parse_mixture(output)
+        if mixture is None:
+            model = choose_output(model, output)
+        else:
+            model = pack_outputs(model, [each.name for each in mixture])
         return LoadedModel(model=model, program=Program(model, where), table=find_units(model))
 
-    return _CACHES.models.get((_identity(path), str(where), output), load)
+    return _CACHES.models.get((_identity(path), str(where), output, compute_dtype), load)
 
 
 def load_batches(path: str, loaded: LoadedModel, selection: Selection) -> Batches:
@@ -167,6 +146,7 @@ def load_activations(
         _identity(request.model_path),
         _identity(observation.path),
         selection,
+        request.compute_dtype,
         str(resolve_device(request.device)),
     )
     return _CACHES.activations.get(key, run)
@@ -185,6 +165,7 @@ def load_float_outputs(request: PlanRequest, loaded: LoadedModel) -> FloatOutput
         _identity(request.data_path),
         selection,
         request.output,
+        request.compute_dtype,
         str(resolve_device(request.device)),
     )
     return _CACHES.outputs.get(
@@ -233,6 +214,7 @@ def load_moments(
         _identity(observation.path),
         selection,
         matrices,
+        request.compute_dtype,
         str(resolve_device(request.device)),
     )
     return _CACHES.moments.get(key, run)
@@ -257,7 +239,7 @@ def prepare(request: MeasureRequest) -> Setup:
     observation = request.observation or Observation(
         path=request.calibration_path, seed=request.seed, samples=request.samples, indices=request.indices
     )
-    loaded = load_model(request.model_path, request.device, request.output)
+    loaded = load_model(request.model_path, request.device, request.output, request.compute_dtype)
     if quantize_activations(request.wanted):
         setup = replace(setup, activations=load_activations(request, loaded, observation))
     moments = load_moments(request, loaded, observation, request.wanted)
@@ -265,34 +247,51 @@ def prepare(request: MeasureRequest) -> Setup:
 
 
 def _prepare(request: MeasureRequest) -> Setup:
-    loaded = load_model(request.model_path, request.device, request.output)
+    loaded = load_model(request.model_path, request.device, request.output, request.compute_dtype)
     batches = load_batches(
         request.calibration_path,
         loaded,
         selection_of(request),
     )
     # The reference saves a pass per entry where the prefixes save a part of one: it goes first.
-    reference = Reference.measure(
-        loaded.program,
-        batches,
-        Metric(request.metric),
-        memory_bytes=request.memory_bytes // 2,
-        variance=_whole_variance(request, loaded),
-    )
+    reference = _reference(request, loaded, batches)
     if request.sketch is not None:
         reference = reference.with_sketches(request.sketch, request.seed)
-    return Setup(program=loaded.program, table=loaded.table, batches=batches, reference=reference)
+    return Setup(
+        program=loaded.program,
+        table=loaded.table,
+        batches=batches,
+        reference=reference,
+        weights=loaded.weights,
+    )
 
 
-def _whole_variance(request: MeasureRequest, loaded: LoadedModel) -> float | None:
+def _reference(request: MeasureRequest, loaded: LoadedModel, batches: Batches) -> Reference | MixedReference:
+    metric, memory_bytes = Metric(request.metric), request.memory_bytes // 2
+    variances = _whole_variances(request, loaded)
+    mixture = parse_mixture(request.output)
+    if mixture is not None:
+        packing = Packing.of(loaded.model, mixture, batches)
+        return MixedReference.measure(
+            loaded.program, batches, metric, packing, memory_bytes=memory_bytes, variances=variances
+        )
+    variance = None if variances is None else variances[0]
+    return Reference.measure(loaded.program, batches, metric, memory_bytes=memory_bytes, variance=variance)
+
+
+def _whole_variances(request: MeasureRequest, loaded: LoadedModel) -> tuple[float, ...] | None:
     """What errors on a block are related to, so that blocks can be combined; ``None`` where no block is asked for."""
-    if request.block is None or request.metric is not Metric.MSE:
+    mixture = parse_mixture(request.output)
+    compared = [Metric(request.metric)] if mixture is None else [output.metric for output in mixture]
+    if request.block is None or Metric.MSE not in compared:
         return None
     whole = replace(request, block=None, sketch=None)
 
-    def measured() -> float:
+    def measured() -> tuple[float, ...]:
         batches = load_batches(request.calibration_path, loaded, selection_of(whole))
-        return output_variance(loaded.program, batches)
+        if mixture is None:
+            return (output_variance(loaded.program, batches),)
+        return mixed_variances(loaded.program, batches, Packing.of(loaded.model, mixture, batches))
 
     return _CACHES.variances.get(_setup_key(whole), measured)
 
@@ -367,6 +366,7 @@ def _setup_key(request: MeasureRequest) -> Hashable:
         _identity(request.model_path),
         _identity(request.calibration_path),
         request.output,
+        request.compute_dtype,
         request.metric,
         selection_of(request),
         request.sketch,

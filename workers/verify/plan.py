@@ -7,11 +7,20 @@ from torch import Tensor
 
 from workers.contracts import Measured, Metric, PlanRequest
 from workers.errors import RequestRefused
+from workers.graph.program import Override
+from workers.mixtures import WeightedOutput, parse_mixture
 from workers.sensitivity import metrics
 from workers.sensitivity.activations import quantize_activations
 from workers.sensitivity.exact import quantized
-from workers.sensitivity.reference import Spread, check, first_output, sample_costs
-from workers.sensitivity.session import load_activations, load_float_outputs, load_model, load_moments
+from workers.sensitivity.mixture import Packing
+from workers.sensitivity.reference import FloatOutputs, Spread, check, first_output, sample_costs
+from workers.sensitivity.session import (
+    LoadedModel,
+    load_activations,
+    load_float_outputs,
+    load_model,
+    load_moments,
+)
 from workers.sensitivity.statistics import summarize
 
 
@@ -34,7 +43,7 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
         MeasurementFailed: The float model's outputs are not finite, or an operator failed.
         OSError: A file cannot be read.
     """
-    loaded = load_model(request.model_path, request.device, request.output)
+    loaded = load_model(request.model_path, request.device, request.output, request.compute_dtype)
     floats = load_float_outputs(request, loaded)
     batches = floats.batches
     if Metric.LOSS in request.metrics and batches.labels is None:
@@ -47,7 +56,10 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
         if quantize_activations(choices):
             activations = load_activations(request, loaded, request.observation)
         moments = load_moments(request, loaded, request.observation, choices)
-    override = quantized(loaded.program, loaded.table, choices, activations, moments)
+    override = quantized(loaded.program, loaded.table, choices, activations, moments, weights=loaded.weights)
+    mixture = parse_mixture(request.output)
+    if mixture is not None:
+        return _measure_mixture(request, loaded, floats, override, mixture)
     spread = Spread()
     costs: dict[str, list[Tensor]] = defaultdict(list)
     for batch in range(len(batches)):
@@ -64,6 +76,43 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
     if Metric.MSE in request.metrics:
         joined[Metric.MSE.value] = metrics.mse(joined[Metric.MSE.value], spread.variance())
     return {name: summarize(values.numpy()) for name, values in joined.items()}
+
+
+def _measure_mixture(
+    request: PlanRequest,
+    loaded: LoadedModel,
+    floats: FloatOutputs,
+    override: Override,
+    mixture: tuple[WeightedOutput, ...],
+) -> dict[str, Measured]:
+    """The weighted sum of what several outputs cost, and the agreement of the first that has classes."""
+    batches = floats.batches
+    packing = Packing.of(loaded.model, mixture, batches)
+    spreads = [Spread() for _ in mixture]
+    costs: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in mixture]
+    for batch in range(len(batches)):
+        before = packing.split(floats.of(batch))
+        packed = first_output(loaded.program.run(batches.inputs_of(batch), override), batches, batch)
+        for number, (output, after) in enumerate(zip(mixture, packing.split(packed), strict=True)):
+            check(output.metric, before[number], batches, batch)
+            counted = batches.counted_of(batch, after)
+            spreads[number].add(before[number], counted)
+            found = _compare((output.metric,), before[number], after, None, counted)
+            for name, values in found.items():
+                costs[number][name].append(values.cpu())
+    joined = [{name: torch.cat(values) for name, values in found.items()} for found in costs]
+    total = torch.zeros(len(batches.samples), dtype=torch.float64)
+    for output, found, spread in zip(mixture, joined, spreads, strict=True):
+        values = found[output.metric.value]
+        if output.metric is Metric.MSE:
+            values = metrics.mse(values, spread.variance())
+        total += output.weight * values
+    total.clamp_(max=metrics.COST_LIMIT)
+    measured = {metric.value: summarize(total.numpy()) for metric in request.metrics}
+    for output, found in zip(mixture, joined, strict=True):
+        if output.metric is Metric.KL and "top1_agreement" in found:
+            return measured | {"top1_agreement": summarize(found["top1_agreement"].numpy())}
+    return measured
 
 
 @torch.inference_mode()

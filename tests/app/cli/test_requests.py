@@ -79,6 +79,8 @@ def test_everything() -> None:
         "full",
         "--output",
         "logits",
+        "--compute-dtype",
+        "model",
     ]
     request = parsed(arguments)
     assert request == {
@@ -104,16 +106,27 @@ def test_everything() -> None:
         "target": "gguf",
         "menu": "full",
         "output": "logits",
+        "compute_dtype": "model",
     }
     assert set(request) == set(JobCreate.model_fields) - {
         "model",
         "dataset",
         "evaluation_dataset",
         "scheme",  # one of `schemes`
+        "outputs",  # instead of `output`
         "name",
         "owner",
         "priority",
     }
+
+
+def test_outputs_with_weights_are_several() -> None:
+    arguments = ["--output", "logits=1", "--output", "boxes=0.5:mse"]
+    assert parsed(arguments) == {
+        "budgets": ["4 bits"],
+        "outputs": {"logits": 1.0, "boxes": {"weight": 0.5, "compare": "mse"}},
+    }
+    assert parsed(["--output", "logits=2"])["outputs"] == {"logits": 2.0}
 
 
 def test_zero_is_given() -> None:
@@ -130,6 +143,9 @@ def test_zero_is_given() -> None:
         (["--pin", "a=4.5"], "UNIT=BITS"),
         (["--pin", "a=4", "--pin", "a=8"], "4 and to 8"),
         (["--metric", "psnr"], "kl"),
+        (["--output", "a", "--output", "b"], "NAME=WEIGHT"),
+        (["--output", "a=x"], "NAME=WEIGHT"),
+        (["--output", "a=1", "--output", "a=2"], "named twice"),
         (["--budget-counts", "disk"], "weights"),
     ],
 )

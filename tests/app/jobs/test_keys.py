@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from app.jobs.keys import SampleChoice, entry_key, split_samples
 from app.jobs.rules import split_sizes
-from workers.contracts import Candidate, Metric, Scheme
+from workers.contracts import Candidate, ComputeDtype, Metric, Scheme
 
 BASE = {
     "model_sha256": "a" * 64,
@@ -37,6 +37,7 @@ def choice(samples=None, holdout=0.0, seed=0):
         {"choice": choice(holdout=0.1)},
         {"block": (0, 50)},
         {"block": (50, 100)},
+        {"compute_dtype": ComputeDtype.MODEL},
     ],
     ids=str,
 )

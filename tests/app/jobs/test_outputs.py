@@ -8,7 +8,8 @@ from app.jobs.outputs import with_output_first
 from app.jobs.tasks import source_of
 from app.models import Job, Model
 from tests.app.conftest import description
-from workers.contracts import Candidate, Metric, ModelDescription, Scheme
+from workers.contracts import Candidate, ComputeDtype, Metric, ModelDescription, Scheme
+from workers.mixtures import mixture_text, parse_mixture
 
 OUTPUTS = (
     {"name": "boxes", "dtype": "float32", "shape": [None]},
@@ -125,3 +126,90 @@ def test_an_unknown_output_is_refused_and_nothing_is_created(api, world, several
 
 def test_a_models_outputs_are_listed(api, several):
     assert api.get(f"/v1/models/{several}").json()["outputs"] == list(OUTPUTS)
+
+
+def test_a_compute_dtype_is_kept_where_it_is_not_the_default(api, world, problem):
+    def submit(text):
+        return api.post("/v1/jobs", json=world.body(compute_dtype=text))
+
+    assert "compute_dtype" not in submit("float32").json()["request"]
+    job = submit("model").json()
+    assert job["request"]["compute_dtype"] == "model"
+    with world.database.read() as session:
+        assert source_of(session, session.get_one(Job, job["id"])).compute_dtype is ComputeDtype.MODEL
+    refused = problem(submit("bfloat16"), 422, "invalid-request", "compute_dtype")
+    assert refused["allowed"] == ["float32", "model"]
+
+
+MIXED = (
+    {"name": "boxes", "dtype": "float32", "shape": [None, 5, 4]},
+    {"name": "score", "dtype": "float32", "shape": [None]},
+    {"name": "logits", "dtype": "bfloat16", "shape": [None, 10]},
+    {"name": "ids", "dtype": "int64", "shape": [None, 10]},
+)
+
+
+@pytest.fixture
+def mixed(world):
+    made = world.model()
+    with world.database.write() as session:
+        session.get_one(Model, made.id).description = description() | {"outputs": list(MIXED)}
+    return made.id
+
+
+@pytest.mark.parametrize(
+    ("members", "text", "compare"),
+    [
+        ({"outputs": {"logits": 1, "1": 0.5}}, "score=0.5:mse,logits=1.0:kl", "kl"),
+        (
+            {"outputs": {"2": 2.0, "boxes": {"weight": 0.25, "compare": "mse"}}},
+            "boxes=0.25:mse,logits=2.0:kl",
+            "kl",
+        ),
+        ({"outputs": {"logits": 1.0, "boxes": 1.0}}, "boxes=1.0:kl,logits=1.0:kl", "kl"),
+        ({"outputs": {"logits": 1.0, "boxes": 1.0}, "compare": "mse"}, "boxes=1.0:mse,logits=1.0:mse", "mse"),
+        ({"outputs": {"logits": 1.0, "boxes": 1.0}, "metric": "mse"}, "boxes=1.0:mse,logits=1.0:mse", "mse"),
+        ({"outputs": {"score": 3.0}}, "score=3.0:mse", "mse"),
+        ({"outputs": {"score": 3.0, "logits": 1e-3}, "metric": "kl"}, "score=3.0:mse,logits=0.001:kl", "kl"),
+    ],
+)
+def test_several_outputs_become_one_text_in_the_models_order(api, world, mixed, members, text, compare):
+    made = api.post("/v1/jobs", json=world.body(model=mixed, **({"metric": "auto"} | members)))
+    assert made.status_code == 202, made.text
+    request = made.json()["request"]
+    assert request["output"] == text
+    assert request["compare"] == compare
+    assert mixture_text(parse_mixture(text)) == text
+    with world.database.read() as session:
+        assert source_of(session, session.get_one(Job, made.json()["id"])).output == text
+
+
+@pytest.mark.parametrize(
+    ("members", "field", "part"),
+    [
+        ({"outputs": {"logits": 1.0, "nowhere": 1.0}}, "outputs", "no output 'nowhere'"),
+        ({"outputs": {"logits": 1.0, "ids": 1.0}}, "outputs", "'ids'"),
+        ({"outputs": {"logits": 1.0, "2": 1.0}}, "outputs", "named twice"),
+        ({"outputs": {"score": {"weight": 1.0, "compare": "kl"}}}, "outputs", "holds no distribution"),
+        ({"outputs": {"logits": {"weight": 1.0, "compare": "loss"}}}, "outputs", "'loss'"),
+        (
+            {"outputs": {"logits": {"weight": 1.0, "compare": "kl"}}, "compare": "mse"},
+            "outputs",
+            "compared by 'mse'",
+        ),
+        ({"outputs": {"score": 1.0}, "compare": "kl"}, "compare", "no output is compared by 'kl'"),
+        ({"outputs": {"logits": 1.0}, "output": "boxes"}, "outputs", "both"),
+        ({"outputs": {"logits": 1.0}, "metric": "loss"}, "metric", "several outputs"),
+        ({"outputs": {"logits": 1.0}, "metric": "hessian-trace"}, "metric", "several outputs"),
+    ],
+)
+def test_outputs_that_cannot_be_mixed_are_refused(api, world, mixed, problem, members, field, part):
+    body = world.body(model=mixed, **({"metric": "auto"} | members))
+    refused = problem(api.post("/v1/jobs", json=body), 422, "invalid-request", field)
+    assert part in refused["detail"]
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, "1", None])
+def test_weights_are_numbers_above_0(api, world, mixed, weight):
+    body = world.body(model=mixed, metric="auto", outputs={"logits": weight})
+    assert api.post("/v1/jobs", json=body).status_code == 422

@@ -14,6 +14,7 @@ from app.report.words import (
     effort_words,
     gap_words,
     measured_cost,
+    output_words,
 )
 from solver.solution import Proof, SolveStatus
 
@@ -248,3 +249,11 @@ def test_costs_are_told_though_the_prediction_is_in_another_unit():
 
 def test_a_plan_with_interactions_that_was_not_measured_tells_no_costs():
     assert "It measured" not in certificate_words(taken_over(measured=None))
+
+
+def test_what_outputs_were_compared():
+    assert output_words(None) == output_words("") == ""
+    assert output_words("logits") == " of output logits"
+    assert output_words("logits=1.0:kl,boxes=0.5:mse") == (
+        ", weighted sum over the outputs logits (kl, weight 1) and boxes (mse, weight 0.5)"
+    )

@@ -144,5 +144,5 @@ def test_sketches_are_the_same_in_every_shard(make_case, kinds):
 def test_a_broken_candidate_has_no_sketch(make_case, monkeypatch):
     case = make_case()
     spoil = lambda weight, *_, **__: torch.full_like(weight, torch.nan)  # noqa: E731
-    monkeypatch.setattr("workers.sensitivity.exact.fake_quantize", spoil)
+    monkeypatch.setattr("workers.quant.store.apply", spoil)
     assert {entry.sketch for entry in measure(case.request(sketch=SKETCH))} == {None}

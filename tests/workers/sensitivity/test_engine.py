@@ -122,7 +122,7 @@ def test_nothing_quantized_would_cost_nothing(make_case):
 def test_a_broken_candidate_costs_the_limit(make_case, monkeypatch):
     case = make_case()
     spoil = lambda weight, *_, **__: torch.full_like(weight, torch.nan)  # noqa: E731
-    monkeypatch.setattr("workers.sensitivity.exact.fake_quantize", spoil)
+    monkeypatch.setattr("workers.quant.store.apply", spoil)
     assert {e.mean for e in measure(case.request())} == {COST_LIMIT}
 
 

@@ -4,7 +4,8 @@ import torch
 from workers.errors import RequestRefused
 from workers.sensitivity import session
 from workers.sensitivity.engine import measure
-from workers.sensitivity.session import RecentlyUsed, prepare, resolve_device, take_prefixes
+from workers.sensitivity.recent import RecentlyUsed
+from workers.sensitivity.session import prepare, resolve_device, take_prefixes
 
 
 def test_the_least_recently_used_is_forgotten():

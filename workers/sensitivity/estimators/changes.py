@@ -10,7 +10,7 @@ from torch.fx import Node
 from workers.contracts import Candidate
 from workers.graph.program import Program
 from workers.graph.units import Unit
-from workers.quant import fake_quantize
+from workers.quant import by_shared_work, fake_quantize
 
 Quantizer = Callable[[Unit, Tensor, Candidate], Tensor]
 """A unit's weight as a candidate stores it: unit, weight, candidate -> weight of the same shape and device."""
@@ -95,8 +95,8 @@ class Changes:
         for node in set(representatives.values()):
             value = self.program.constant(node)
             stacks[node] = value.new_empty((len(chosen), *value.shape), dtype=_precise(value.dtype))
-        for index, candidate in enumerate(chosen):
-            quantized = self.quantize(self.units[unit], weight, candidate)
+        for index in by_shared_work(chosen):
+            quantized = self.quantize(self.units[unit], weight, chosen[index])
             values = self.program.override(self.units[unit].changes(quantized)).values
             for node, stack in stacks.items():
                 torch.sub(

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from workers.contracts import Metric
 from workers.errors import RequestRefused
-from workers.sensitivity.estimators.cotangents import cotangent, label_cotangent, random_signs
+from workers.sensitivity.estimators.cotangents import label_cotangent, random_signs
 from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.feeds import Feed
 from workers.sensitivity.estimators.probe import ProbeOptions
 from workers.sensitivity.estimators.sample_gradients import SampleGradients, Starts
+from workers.sensitivity.estimators.starts import start_of
 from workers.sensitivity.exact import Setup
 
 
@@ -105,7 +106,7 @@ def sign_start(setup: Setup, options: ProbeOptions, *, probe: int) -> Starts:
         samples = setup.batches.samples[feed.samples].tolist()
         signs = random_signs(options.seed, probe, samples, output[0].numel())
         mask = options.mask(feed.batch, feed.offset, feed.kept)
-        return cotangent(reference.metric, output, signs, mask=mask, variance=reference.variance)
+        return start_of(reference, output, signs, mask)
 
     return start
 

@@ -28,9 +28,10 @@ from workers.graph.residency import tensors_in
 from workers.graph.units import Unit
 from workers.sensitivity.estimators.changes import Changes, Quantizer, round_to_nearest
 from workers.sensitivity.estimators.contraction import InnerProducts, contract
-from workers.sensitivity.estimators.cotangents import cotangent, random_signs
+from workers.sensitivity.estimators.cotangents import random_signs
 from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.feeds import Feed, find_layouts
+from workers.sensitivity.estimators.starts import start_of
 from workers.sensitivity.estimators.tape import Place, Plan, Tape, Visit
 from workers.sensitivity.estimators.uses import Uses
 from workers.sensitivity.estimators.visited import VisitedStep
@@ -216,8 +217,7 @@ class _Probing:
         kept = output[: feed.kept]
         samples = self._setup.batches.samples[feed.samples].tolist()
         signs = random_signs(self._options.seed, probe, samples, kept[0].numel())
-        reference = self._setup.reference
-        found = cotangent(reference.metric, kept, signs, mask=mask, variance=reference.variance)
+        found = start_of(self._setup.reference, kept, signs, mask)
         if len(kept) == len(output):
             return found.to(output.dtype)
         return torch.cat([found.to(output.dtype), torch.zeros_like(output[feed.kept :])])

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from workers.contracts import Candidate, EstimateRequest, Estimator, MeasureRequest
+from workers.errors import RequestRefused
 from workers.graph.units import Unit
-from workers.quant import fake_quantize
 from workers.sensitivity.engine import sizes
 from workers.sensitivity.estimators.changes import Quantizer
 from workers.sensitivity.estimators.probe import (
@@ -23,7 +23,8 @@ from workers.sensitivity.estimators.probe import (
 )
 from workers.sensitivity.estimators.scores import scores
 from workers.sensitivity.exact import Setup
-from workers.sensitivity.reference import first_output
+from workers.sensitivity.mixture import MixedReference
+from workers.sensitivity.reference import Reference, first_output
 from workers.sensitivity.session import prepare
 
 
@@ -63,6 +64,7 @@ def estimate(request: EstimateRequest) -> Estimated:
     )
     storage = tuple(sizes(setup.table.unit(name), candidate)[1] for name, candidate in request.wanted)
     if request.estimator != Estimator.PROBE:
+        _require_one_output(setup, request.estimator)
         scored = scores(setup, request.wanted, Estimator(request.estimator), options)
         return Estimated(values=scored.clamp_min(0).sqrt()[None, :, None].numpy(), storage_bits=storage)
     rows = torch.tensor(
@@ -70,6 +72,14 @@ def estimate(request: EstimateRequest) -> Estimated:
     )
     values = [_pairs(setup, request.wanted, rows, widths, found) for found in probe(setup, weights, options)]
     return Estimated(values=torch.stack(values).numpy(), storage_bits=storage)
+
+
+def _require_one_output(setup: Setup, estimator: str) -> None:
+    allowed = (Estimator.PROBE, Estimator.WEIGHT_MSE, Estimator.WEIGHT_SQNR)
+    if isinstance(setup.reference, MixedReference) and estimator not in allowed:
+        raise RequestRefused(
+            f"{estimator!r} estimates what changes one output", "metric", estimator, list(allowed)
+        )
 
 
 def _as_measure(request: EstimateRequest) -> MeasureRequest:
@@ -86,6 +96,7 @@ def _as_measure(request: EstimateRequest) -> MeasureRequest:
         memory_bytes=request.memory_bytes,
         device=request.device,
         output=request.output,
+        compute_dtype=request.compute_dtype,
         block=request.block,
         observation=request.observation,
     )
@@ -121,21 +132,14 @@ def _quantizer(setup: Setup) -> Quantizer:
     """As candidates are measured: with what their schemes need to know of the inputs."""
 
     def quantize(unit: Unit, weight: Tensor, candidate: Candidate) -> Tensor:
-        info = unit.info
-        return fake_quantize(
-            weight,
-            candidate,
-            output_channel_axis=info.output_channel_axis,
-            group_axis=info.group_axis,
-            name=info.name,
-            inputs=None if setup.moments is None else setup.moments.get(info.name),
-        )
+        inputs = None if setup.moments is None else setup.moments.get(unit.info.name)
+        return setup.weights.fake_quantize(unit.info, weight, candidate, inputs)
 
     return quantize
 
 
 def _masks(setup: Setup) -> PositionMasks | None:
-    """Which output positions of a batch count."""
+    """Which output positions of a batch count, of several outputs one after the other."""
     if setup.batches.mask is None:
         return None
 
@@ -144,7 +148,18 @@ def _masks(setup: Setup) -> PositionMasks | None:
         if output is None:
             inputs = setup.batches.inputs_of(batch)
             output = first_output(setup.program.run(inputs), setup.batches, batch)
-        return setup.batches.counted_of(batch, output)
+        if isinstance(setup.reference, Reference):
+            return setup.batches.counted_of(batch, output)
+        packing = setup.reference.packing
+        each = [
+            output.new_ones((len(output), positions), dtype=torch.bool)
+            if counted is None
+            else counted.flatten(1)
+            for counted, positions in zip(
+                packing.counted(setup.batches, batch, output), packing.positions(), strict=True
+            )
+        ]
+        return torch.cat(each, 1)
 
     return mask
 

@@ -1,0 +1,40 @@
+"""Where a probe's walk starts: at the output that is compared, or at several of them packed."""
+
+import torch
+from torch import Tensor
+
+from workers.sensitivity.estimators.cotangents import cotangent
+from workers.sensitivity.mixture import MixedReference
+from workers.sensitivity.reference import Reference
+
+
+def start_of(
+    reference: Reference | MixedReference, output: Tensor, signs: Tensor, mask: Tensor | None
+) -> Tensor:
+    """``R s`` for what a reference compares, see `workers.sensitivity.estimators.cotangents`.
+
+    Of several outputs each has its own signs, and the square root of its weight: the cross terms of the square
+    vanish in expectation, and what is left is the weighted sum of the outputs' costs.
+
+    Args:
+        reference: Gives metrics, weights and variances.
+        output: ``[n, ...]``, outputs of the float model.
+        signs: ``[n, elements]`` of -1 and 1.
+        mask: ``[n, positions]``, of several outputs one after the other; ``None`` if all count.
+    """
+    if isinstance(reference, Reference):
+        return cotangent(reference.metric, output, signs, mask=mask, variance=reference.variance)
+    packing = reference.packing
+    parts = packing.split(output)
+    all_signs = torch.split(signs, [part[0].numel() for part in parts], 1)
+    masks: list[Tensor | None] = (
+        [None] * len(parts) if mask is None else list(torch.split(mask, packing.positions(), 1))
+    )
+    found = [
+        cotangent(part.metric, values, each, mask=counted, variance=part.variance).reshape(len(output), -1)
+        * weight**0.5
+        for part, values, each, counted, weight in zip(
+            reference.parts, parts, all_signs, masks, packing.weights, strict=True
+        )
+    ]
+    return torch.cat(found, 1)
