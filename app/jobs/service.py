@@ -209,6 +209,7 @@ def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
             **offered.to_json(),
             "activation_candidates": check_activations(create.activation_candidates),
             **_measuring(create, method),
+            **_refining(create, method),
             **({} if create.output is None else {"output": compared.outputs[0].name}),
             **_canonical(create, settings),
             "exclude": sorted(set(exclude)),
@@ -242,6 +243,14 @@ def _measuring(create: JobCreate, method: Method) -> dict[str, Any]:
         return how
     how |= {"estimator": method.estimator, "probes": create.probes}
     return how | ({"regret": create.regret, "max_passes": create.max_passes} if method.refined else {})
+
+
+def _refining(create: JobCreate, method: Method) -> dict[str, Any]:
+    """How often plans are measured again around; nothing where that cannot be."""
+    able = method.predicts == method.compare.value and method.compare is not Metric.LOSS
+    if not able or create.activation_candidates or create.limits or not create.refine_rounds:
+        return {}
+    return {"refine_rounds": create.refine_rounds}
 
 
 def _canonical(create: JobCreate, settings: Settings) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def test_a_job_is_accepted_with_all_defaults_filled_in(api, world):
         "samples": None,
         "holdout": 0.0,
         "batch_size": None,
-        "memory_bytes": world.settings.memory_bytes,
+        "refine_rounds": 3,
+            "memory_bytes": world.settings.memory_bytes,
     }
     assert job["progress"] == {
         "stage": "measure",
