@@ -94,7 +94,7 @@ def _take_over(plan: Plan, better: Plan, origin: str) -> None:
     plan.choices = better.choices
     plan.objective = better.objective
     plan.predicted = better.predicted
-    about = ("limited", "interactions")  # of the choices, not of how they were found
+    about = ("limited", "interactions", "remeasured")  # of the choices, not of how they were found
     kept = {name: value for name, value in plan.solver.items() if name not in about}
     plan.solver = kept | {name: better.solver[name] for name in about if name in better.solver}
     plan.measured = better.measured
