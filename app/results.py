@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from app.jobs.rules import split_sizes
 from app.models import Dataset, Job, Model, Plan, PlanRole, utc_now
 from app.plans import repository as plans
+from app.plans.conclusion import is_remeasured
 from app.plans.service import job_description, job_frontier
 from app.plans.spec import sizes_of
 from app.sensitivities.knowledge import is_complete, known, row_json
@@ -82,7 +83,7 @@ def plan_json(plan: Plan, description: ModelDescription) -> dict[str, Any]:
         "size_bits": plan.size_bits,
         "file_size_bits": plan.file_size_bits,
         "average_bits": plan.size_bits / searched if plan.size_bits is not None and searched else None,
-        "origin": plan.solver.get("origin", _ORIGINS.get(plan.role, "search")),
+        "origin": _origin(plan),
         "solver": solver,
         "choices": plan.choices,
         "bit_operations": _bit_operations(plan, description),
@@ -91,6 +92,12 @@ def plan_json(plan: Plan, description: ModelDescription) -> dict[str, Any]:
         "measured_standard_error": measured.get("standard_error", {}),
         "created_at": plan.created_at.isoformat(),
     }
+
+
+def _origin(plan: Plan) -> str:
+    """How what is handed over, or this plan itself, was found."""
+    own = "remeasured" if is_remeasured(plan) else _ORIGINS.get(plan.role, "search")
+    return str(plan.solver.get("origin", own))
 
 
 def _bit_operations(plan: Plan, description: ModelDescription) -> int | None:

@@ -302,6 +302,8 @@ class EstimateRequest:
         memory_bytes: Bound on what is kept between passes.
         device: ``"auto"`` takes CUDA when there.
         block: Which of the chosen samples.
+        around: A plan, unit name -> candidate, in place of the float model: the changes are those of single choices of it.
+            For the estimator ``probe`` and weights alone.
     """
 
     model_path: str
@@ -320,6 +322,7 @@ class EstimateRequest:
     compute_dtype: ComputeDtype = ComputeDtype.FLOAT32
     block: SampleBlock | None = None
     observation: Observation | None = None
+    around: dict[str, Candidate] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

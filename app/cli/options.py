@@ -222,6 +222,11 @@ _SEARCH_OPTIONS = (
         type=float,
         help="auto: measure at most this much, in float passes over the samples.  [default: no bound]",
     ),
+    click.option(
+        "--refine-rounds",
+        type=int,
+        help="How often plans may be measured again around for better ones; 0: never.  [default: 3]",
+    ),
     click.option("--probes", type=int, help="Sets of random signs that estimates rest on.  [default: 4]"),
     click.option("--seed", type=int, help="Chooses the samples when not all are used.  [default: 0]"),
     click.option("--samples", type=int, help="How many calibration samples to use.  [default: all]"),
@@ -257,7 +262,7 @@ def search_options(command: Command) -> Command:
 def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The request's members that were given; the service fills in the rest, so that defaults live in one place."""
     names = (
-        "budgets", "candidates", "schemes", "target", "menu", "output", "compute_dtype", "activation_candidates", "metric", "compare", "regret", "max_passes", "probes", "seed",
+        "budgets", "candidates", "schemes", "target", "menu", "output", "compute_dtype", "activation_candidates", "metric", "compare", "regret", "max_passes", "probes", "refine_rounds", "seed",
         "samples", "holdout", "batch_size", "memory_bytes", "pins", "ties", "exclude", "limits", "budget_counts",
     )  # fmt: skip
     given = {name: options.get(name) for name in names}

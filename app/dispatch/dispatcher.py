@@ -33,6 +33,7 @@ from app.dispatch.lifecycle import (
     JobInstruction,
     JobView,
     PendingTask,
+    RefinePlans,
     Requeue,
     StartJob,
     decide,
@@ -247,6 +248,8 @@ def _carry_out(session: Session, step: JobInstruction) -> None:
             done = store.start_job(session, job_id)
         case EnterStage(job_id=job_id, stage=stage):
             done = store.enter_stage(session, job_id, stage)
+        case RefinePlans(job_id=job_id):
+            done = store.refine_plans(session, job_id)
         case FailJob(job_id=job_id):
             done = store.fail_job(session, job_id)
         case CancelTasks(job_id=job_id):
@@ -260,6 +263,7 @@ def _carry_out(session: Session, step: JobInstruction) -> None:
 _ACTION: dict[type, str] = {
     StartJob: "job_started",
     EnterStage: "job_stage",
+    RefinePlans: "plans_refined",
     FailJob: "job_failed",
     CancelTasks: "tasks_cancelled",
 }

@@ -2,7 +2,8 @@
 
 A job goes QUEUED -> RUNNING -> DONE, or ends as FAILED or CANCELLED from anywhere before. While it runs its stages are
 probe (only where estimates are asked for), measure, solve, verify. A SOLVE task that finds that its plans still need
-entries adds tasks for them and sets the stage back to MEASURE itself, in one transaction.
+entries adds tasks for them and sets the stage back to MEASURE itself, in one transaction. Once all plans are verified,
+REFINE tasks may follow in the same stage, and have further plans verified.
 A task goes PENDING -> RUNNING -> DONE, back to PENDING with a new attempt when it was lost or failed, and ends as
 FAILED or CANCELLED. Each instruction names the states it starts from, and whoever carries it out changes a row
 only while it still is in those states: an instruction that comes late does nothing.
@@ -32,12 +33,16 @@ _BEGINNINGS = (TaskKind.PROBE, TaskKind.MEASURE)
 
 @dataclass(frozen=True, kw_only=True)
 class JobView:
-    """What a decision about a job needs. ``tasks``: how many tasks there are of each kind in each state."""
+    """What a decision about a job needs.
+
+    ``tasks``: how many tasks there are of each kind in each state; ``refines``: whether plans are measured again around.
+    """
 
     id: str
     state: JobState
     stage: Stage | None
     tasks: Mapping[tuple[TaskKind, TaskState], int] = field(default_factory=dict)
+    refines: bool = False
 
     def count(self, states: Iterable[TaskState], kind: TaskKind | None = None) -> int:
         """Number of tasks in these states, of one kind or of any."""
@@ -70,6 +75,13 @@ class EnterStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefinePlans:
+    """Every plan is verified: look around them for better ones."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConcludeJob:
     """Every plan is verified: RUNNING -> DONE."""
 
@@ -90,7 +102,7 @@ class CancelTasks:
     job_id: str
 
 
-JobInstruction = StartJob | EnterStage | ConcludeJob | FailJob | CancelTasks
+JobInstruction = StartJob | EnterStage | RefinePlans | ConcludeJob | FailJob | CancelTasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +143,12 @@ def decide(job: JobView) -> list[JobInstruction]:
         waits = any(job.count([TaskState.PENDING], kind) for kind in _BEGINNINGS)
         return [] if waits else [StartJob(job_id=job.id)]
     stage = job.stage or Stage.MEASURE
-    if job.count(OPEN, _KIND_OF_STAGE[stage]):
+    if job.count(OPEN, _KIND_OF_STAGE[stage]) or job.count(OPEN, TaskKind.REFINE):
         return []
     if stage in _NEXT_STAGE:
         return [EnterStage(job_id=job.id, stage=_NEXT_STAGE[stage])]
-    return [ConcludeJob(job_id=job.id)]
+    refine = job.refines and not job.count(TaskState, TaskKind.REFINE)
+    return [RefinePlans(job_id=job.id) if refine else ConcludeJob(job_id=job.id)]
 
 
 def judge(task: TaskView, report: Report, *, attempts: int) -> TaskInstruction | None:

@@ -5,19 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 from app.dispatch.files import verified_path
-from app.dispatch.work import JobFiles, ProbeTask, WantedEntry
+from app.dispatch.work import JobFiles, ProbeTask, WantedEntry, candidate_of
 from app.jobs.keys import Split, split_samples
 from app.jobs.tasks import Block
+from app.plans.refining import PROBES, Refinement
 from app.settings import Settings
 from workers.contracts import (
-    Candidate,
     ComputeDtype,
     EstimateRequest,
+    Estimator,
     MeasureRequest,
     Metric,
     Observation,
     PlanRequest,
-    Scheme,
 )
 from workers.sampling import SampleBlock, SketchRequest
 
@@ -92,27 +92,8 @@ def split_of(files: JobFiles) -> Split:
 
 def plan_requests(settings: Settings, files: JobFiles, choices: dict[str, Any]) -> dict[str, PlanRequest]:
     """What a plan is measured on, by role: the calibration samples, and those to evaluate on when there are any."""
-    request, split = files.request, split_of(files)
-    calibration = PlanRequest(
-        model_path=str(verified_path(settings, files.model)),
-        data_path=str(verified_path(settings, files.calibration)),
-        choices={
-            unit: Candidate(
-                bits=choice["bits"],
-                scheme=Scheme.parse(choice["scheme"]),
-                activation_bits=choice.get("activation_bits"),
-            )
-            for unit, choice in choices.items()
-        },
-        metrics=(Metric(request["compare"]),),
-        seed=request["seed"],
-        samples=request["samples"],
-        indices=split.calibration,
-        batch_size=request["batch_size"],
-        output=request.get("output"),
-        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
-        observation=observation(settings, files),
-    )
+    split = split_of(files)
+    calibration = calibration_request(settings, files, choices)
     requests = {CALIBRATION: calibration}
     if files.evaluation is not None:
         path = str(verified_path(settings, files.evaluation))
@@ -120,3 +101,43 @@ def plan_requests(settings: Settings, files: JobFiles, choices: dict[str, Any]) 
     elif split.evaluation is not None:
         requests[EVALUATION] = replace(calibration, samples=None, indices=split.evaluation)
     return requests
+
+
+def calibration_request(settings: Settings, files: JobFiles, choices: dict[str, Any]) -> PlanRequest:
+    """A plan to be measured on the samples that are calibrated on."""
+    request = files.request
+    return PlanRequest(
+        model_path=str(verified_path(settings, files.model)),
+        data_path=str(verified_path(settings, files.calibration)),
+        choices={unit: candidate_of(choice) for unit, choice in choices.items()},
+        metrics=(Metric(request["compare"]),),
+        seed=request["seed"],
+        samples=request["samples"],
+        indices=split_of(files).calibration,
+        batch_size=request["batch_size"],
+        output=request.get("output"),
+        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
+        observation=observation(settings, files),
+    )
+
+
+def around_request(settings: Settings, files: JobFiles, at: Refinement) -> EstimateRequest:
+    """Probes around a plan."""
+    request = files.request
+    return EstimateRequest(
+        model_path=str(verified_path(settings, files.model)),
+        calibration_path=str(verified_path(settings, files.calibration)),
+        metric=Metric(request["compare"]),
+        estimator=Estimator.PROBE.value,
+        wanted=at.offer,
+        probes=PROBES,
+        seed=request["seed"],
+        samples=request["samples"],
+        indices=split_of(files).calibration,
+        batch_size=request["batch_size"],
+        output=request.get("output"),
+        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
+        memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
+        observation=observation(settings, files),
+        around={unit: candidate_of(choice) for unit, choice in at.base.items()},
+    )

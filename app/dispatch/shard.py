@@ -23,6 +23,7 @@ from app.dispatch import store, work
 from app.dispatch.files import verified_path
 from app.dispatch.lifecycle import GiveUp, TaskView, after_failure
 from app.dispatch.logs import line
+from app.dispatch.refine import refine
 from app.dispatch.requests import CALIBRATION, EVALUATION, estimate_request, measure_request, plan_requests
 from app.dispatch.work import Claim, JobFiles, ProbeTask, ProbeValues, WantedEntry, patiently
 from app.jobs.keys import MEASURE_VERSION
@@ -35,7 +36,7 @@ from workers.contracts import (
     Measured,
     PlanRequest,
 )
-from workers.errors import InputRefused
+from workers.errors import InputRefused, WorkerError
 
 logger = logging.getLogger(__name__)
 
@@ -234,6 +235,16 @@ def _verify(context: _Context) -> bool:
     return patiently(context.database, lambda session: work.finish(session, claim))
 
 
+def _refine(context: _Context) -> bool:
+    """Look around a verified plan for a better one. What is there already is worth having without: no failure of this fails a job."""
+    _limit_threads(context.settings)
+    try:
+        return refine(context.settings, context.database, context.claim)
+    except WorkerError as error:
+        logger.warning(line("plan_not_refined", error=f"{type(error).__name__}: {error}", **context.ids))
+        return patiently(context.database, lambda session: work.finish(session, context.claim))
+
+
 def _store_measured(context: _Context, measured: dict[str, Any]) -> bool:
     return patiently(context.database, lambda session: work.store_measured(session, context.claim, measured))
 
@@ -289,4 +300,5 @@ _RUN: dict[TaskKind, Callable[[_Context], bool]] = {
     TaskKind.MEASURE: _measure,
     TaskKind.SOLVE: _solve,
     TaskKind.VERIFY: _verify,
+    TaskKind.REFINE: _refine,
 }

@@ -46,7 +46,7 @@ def active_jobs(session: Session) -> list[JobView]:
     """Jobs that may need a decision: those not ended, and ended ones with open tasks."""
     open_task = exists().where(Task.job_id == Job.id, Task.state.in_(OPEN), ~of_later_plan())
     jobs = session.execute(
-        select(Job.id, Job.state, Job.stage)
+        select(Job.id, Job.state, Job.stage, Job.request)
         .where(or_(Job.state.in_(_ACTIVE), open_task))
         .order_by(Job.created_at)
     ).all()
@@ -60,7 +60,16 @@ def active_jobs(session: Session) -> list[JobView]:
     for job_id, kind, state, number in rows:
         assert job_id is not None
         counts[job_id][kind, state] = number
-    return [JobView(id=j.id, state=j.state, stage=j.stage, tasks=counts[j.id]) for j in jobs]
+    return [
+        JobView(
+            id=j.id,
+            state=j.state,
+            stage=j.stage,
+            tasks=counts[j.id],
+            refines=j.request.get("refine_rounds", 0) > 0,
+        )
+        for j in jobs
+    ]
 
 
 def running_tasks(session: Session) -> list[RunningTask]:
@@ -152,6 +161,24 @@ def enter_stage(session: Session, job_id: str, stage: Stage) -> bool:
         session.add(Task(id=new_id("tsk"), kind=TaskKind.SOLVE, job_id=job_id))
         session.flush()
     return moved == 1
+
+
+def refine_plans(session: Session, job_id: str) -> bool:
+    """Make the tasks that look around a job's verified plans, one for each budget, unless they were made before."""
+    open_before = exists().where(
+        Task.job_id == Job.id, Task.kind == TaskKind.VERIFY, Task.state.in_(OPEN), ~of_later_plan()
+    )
+    begun = exists().where(Task.job_id == Job.id, Task.kind == TaskKind.REFINE)
+    verified = update(Job).where(
+        Job.id == job_id, Job.state == JobState.RUNNING, Job.stage == Stage.VERIFY, ~open_before, ~begun
+    )
+    if changed(session, verified.values(stage=Stage.VERIFY)) != 1:
+        return False
+    budgets = session.get_one(Job, job_id).request["budgets"]
+    for ordinal in range(len(budgets)):
+        session.add(Task(id=new_id("tsk"), kind=TaskKind.REFINE, job_id=job_id, ordinal=ordinal))
+    session.flush()
+    return True
 
 
 def finish_job(session: Session, job_id: str) -> bool:

@@ -1,7 +1,7 @@
 """A worker's queries: what a task is about, whether it is still wanted, and what came of it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -260,6 +260,20 @@ def probe_part(session: Session, held: Claim) -> ProbeTask | None:
     if session.get(ProbeResult, part.key) is not None:
         return None
     return ProbeTask(part=part, offer=offer)
+
+
+def task_ordinal(session: Session, held: Claim) -> int:
+    """The number of a task among those of its kind: of a REFINE task, that of the budget."""
+    return session.get_one(Task, held.task_id).ordinal
+
+
+def candidate_of(choice: Mapping[str, Any]) -> Candidate:
+    """A choice of a plan."""
+    return Candidate(
+        bits=choice["bits"],
+        scheme=Scheme.parse(choice["scheme"]),
+        activation_bits=choice.get("activation_bits"),
+    )
 
 
 def store_probe(session: Session, part: tasks.ProbePart, model_sha256: str, found: ProbeValues) -> bool:

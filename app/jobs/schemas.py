@@ -185,6 +185,13 @@ class JobCreate(BaseModel):
         le=64,
         description="`auto` and `probe`: how many sets of random signs estimates rest on.",
     )
+    refine_rounds: int = Field(
+        default=3,
+        ge=0,
+        le=16,
+        description="How often plans may be measured again around, each time for a better one; 0: never. For weights, without "
+        "`limits`, where costs are predicted in what is compared.",
+    )
     pins: dict[UnitName, int] = Field(
         default={}, max_length=100_000, description="Unit -> bit-width its weight must take."
     )

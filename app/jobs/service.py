@@ -215,6 +215,7 @@ def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
             "activation_candidates": check_activations(create.activation_candidates),
             **_measuring(create, method),
             **_output(create, compared, mixture),
+            **_refining(create, method),
             **_canonical(create, settings),
             **rules.check_compute_dtype(create.compute_dtype),
             "exclude": sorted(set(exclude)),
@@ -271,6 +272,14 @@ def _measuring(create: JobCreate, method: Method) -> dict[str, Any]:
         return how
     how |= {"estimator": method.estimator, "probes": create.probes}
     return how | ({"regret": create.regret, "max_passes": create.max_passes} if method.refined else {})
+
+
+def _refining(create: JobCreate, method: Method) -> dict[str, Any]:
+    """How often plans are measured again around; nothing where that cannot be."""
+    able = method.predicts == method.compare.value and method.compare is not Metric.LOSS
+    if not able or create.activation_candidates or create.limits or not create.refine_rounds:
+        return {}
+    return {"refine_rounds": create.refine_rounds}
 
 
 def _canonical(create: JobCreate, settings: Settings) -> dict[str, Any]:

@@ -73,6 +73,8 @@ class TaskKind(StrEnum):
     """Make the job's plans from what is known, or ask for the entries that still matter to them."""
     VERIFY = "verify"
     """Apply one plan jointly and measure it."""
+    REFINE = "refine"
+    """Measure again around the plan of one budget, once all plans are verified, and look for a better one."""
 
 
 class TaskState(StrEnum):
@@ -91,7 +93,8 @@ class PlanRole(StrEnum):
     REQUESTED = "requested"
     """One of the job's budgets."""
     ALTERNATIVE = "alternative"
-    """Another plan for one of the job's budgets, made with interactions; the better one, as measured, is handed over."""
+    """Another plan for one of the job's budgets, made with interactions or around a plan; the better one, as measured, is
+    handed over."""
     UNIFORM = "uniform"
     """A baseline: the same bit-width everywhere."""
     ADHOC = "adhoc"
@@ -301,6 +304,23 @@ class Plan(Base):
     predicted: Mapped[dict[str, Any]] = mapped_column(Json)
     measured: Mapped[dict[str, Any] | None] = mapped_column(Json, default=None)
     solver: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
+class PlanTrial(Base):
+    """One step that was tried around the plan of a budget, in the order of ``number``.
+
+    ``base``: choices of the plan it was tried from; ``choices``: where it leads; ``outcome``: see `app.plans.refinement.Outcome`.
+    """
+
+    __tablename__ = "plan_trials"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    ordinal: Mapped[int] = mapped_column(Integer, primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    base: Mapped[dict[str, Any]] = mapped_column(Json)
+    choices: Mapped[dict[str, Any]] = mapped_column(Json)
+    outcome: Mapped[dict[str, Any]] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 

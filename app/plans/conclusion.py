@@ -16,7 +16,7 @@ def conclude_job(session: Session, job_id: str) -> None:
 
     First between the plans that the search made. The one made with interactions takes the place of the other when it costs
     less on the calibration data, which it was made from, and no more on the evaluation data, which it was not: these can only
-    speak against it. Then "never worse than uniform, as measured": a uniform plan that keeps to the budget and the pins and
+    speak against it. The same holds for the one found by measuring again around the better of both. Then "never worse than uniform, as measured": a uniform plan that keeps to the budget and the pins and
     costs less, measured jointly (on the evaluation data when there is any), takes the place of what the search found. The
     bound stays, and the gap is told anew.
     """
@@ -27,16 +27,22 @@ def conclude_job(session: Session, job_id: str) -> None:
     for plan in repository.of_job(session, job_id, PlanRole.REQUESTED):
         if not plan.choices or "origin" in plan.solver:  # nothing to hand over, or decided already
             continue
-        plan.solver = plan.solver | {"origin": "search"}
-        for other in alternatives:
-            if other.ordinal == plan.ordinal and _is_better(other, plan, metric):
-                _take_over(plan, other, "interactions")
+        tried = [trial.outcome for trial in repository.trials(session, job_id, plan.ordinal)]
+        plan.solver = plan.solver | {"origin": "search"} | ({"trials": tried} if tried else {})
+        for other in sorted(alternatives, key=is_remeasured):
+            if other.ordinal == plan.ordinal and is_better(other, plan, metric):
+                _take_over(plan, other, "remeasured" if is_remeasured(other) else "interactions")
         better = _best_baseline(plan, uniform, metric)
         if better is not None:
             _take_over(plan, better, "uniform")
 
 
-def _is_better(other: Plan, plan: Plan, metric: str) -> bool:
+def is_remeasured(plan: Plan) -> bool:
+    """Whether an alternative was found by measuring again around a plan."""
+    return bool(plan.spec.get("remeasured"))
+
+
+def is_better(other: Plan, plan: Plan, metric: str) -> bool:
     """Whether another plan costs less on the calibration data and, where there are any, no more on the evaluation data."""
     theirs, own = (_values(p, metric) for p in (other, plan))
     if theirs.get("calibration") is None or own.get("calibration") is None:
@@ -88,7 +94,7 @@ def _take_over(plan: Plan, better: Plan, origin: str) -> None:
     plan.choices = better.choices
     plan.objective = better.objective
     plan.predicted = better.predicted
-    about = ("limited", "interactions")  # of the choices, not of how they were found
+    about = ("limited", "interactions", "remeasured")  # of the choices, not of how they were found
     kept = {name: value for name, value in plan.solver.items() if name not in about}
     plan.solver = kept | {name: better.solver[name] for name in about if name in better.solver}
     plan.measured = better.measured

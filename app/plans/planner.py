@@ -9,8 +9,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from app.plans.spec import BudgetCounts, PlanSpec, Sizes, limit_of, sizes_of
-from solver import Interactions, Problem, Row, SolveStatus, frontier, solve, solve_quadratic
+from solver import (
+    Interactions,
+    Problem,
+    QuadraticSolution,
+    Row,
+    SolveStatus,
+    frontier,
+    solve,
+    solve_quadratic,
+)
 from solver.solution import relative_gap
 from workers.contracts import Candidate, ModelDescription
 from workers.sensitivity.operations import bit_operation_values
@@ -130,7 +142,7 @@ class Search:
             details["minimum_bits"] = solution.smallest_feasible_bits + self.fixed_bits
         if solution.conflict:
             details["conflict"] = list(solution.conflict)
-        draft = self._draft(solution.named_choices)
+        draft = self.chosen(solution.named_choices)
         return replace(
             draft,
             status=solution.status.value,
@@ -154,15 +166,13 @@ class Search:
         """
         if self.interactions is None or self.problem.rows:
             return None
-        budget_bits = self.sizes.budget_bits(budget, self.counts)
-        problem = self.problem.with_budget(max(budget_bits - self.fixed_bits, 0))
         # What a candidate costs alone is known; the quadratic model adds what pairs of them do to each other.
-        linear = replace(problem, costs=problem.costs - self.interactions.diagonal)
-        found = solve_quadratic(linear, self.interactions, time_limit_s=time_limit_s)
+        linear = self.problem.costs - self.interactions.diagonal
+        budget_bits, found = self._joint(budget, linear, self.interactions, time_limit_s)
         if found.choice_indices is None:
             return None
         word = {"objective": found.objective, "lower_bound": _finite(found.lower_bound), "word": found.word}
-        draft = self._draft(found.named_choices)
+        draft = self.chosen(found.named_choices)
         return replace(
             draft,
             status=found.status.value,
@@ -177,6 +187,28 @@ class Search:
             },
         )
 
+    def joint(
+        self, budget: str, linear: NDArray[np.float64], interactions: Interactions, *, time_limit_s: float
+    ) -> dict[str, dict[str, Any]]:
+        """Choices of least ``linear' x + x' interactions x`` within a budget; empty when none are found.
+
+        Args:
+            budget: As written.
+            linear: Of the problem's units and candidates.
+            interactions: Likewise.
+            time_limit_s: Longest time for the search, in seconds.
+        """
+        _, found = self._joint(budget, linear, interactions, time_limit_s)
+        return self.chosen(found.named_choices).choices
+
+    def _joint(
+        self, budget: str, linear: NDArray[np.float64], interactions: Interactions, time_limit_s: float
+    ) -> tuple[int, QuadraticSolution]:
+        budget_bits = self.sizes.budget_bits(budget, self.counts)
+        problem = self.problem.with_budget(max(budget_bits - self.fixed_bits, 0))
+        found = solve_quadratic(replace(problem, costs=linear), interactions, time_limit_s=time_limit_s)
+        return budget_bits, found
+
     def uniform(self, bits: int) -> Draft:
         """The baseline with the same bit-width everywhere it searches, whatever pins say.
 
@@ -190,7 +222,7 @@ class Search:
                 options.setdefault(leader.get(unit, unit), {}).setdefault(candidate, []).append(cell)
         taken = [min(by_candidate.values(), key=_rank) for by_candidate in options.values()]
         chosen = {cell.unit: cell.candidate for together in taken for cell in together}
-        return self._draft({unit: chosen[unit] for unit in names if unit in chosen})
+        return self.chosen({unit: chosen[unit] for unit in names if unit in chosen})
 
     @cached_property
     def frontier(self) -> tuple[FrontierPoint, ...]:
@@ -200,8 +232,8 @@ class Search:
             for p in frontier(self.problem.only(rows=["size"], pins=(), bounds=self.problem.bounds))
         )
 
-    def _draft(self, chosen: Mapping[str, str]) -> Draft:
-        """A plan from its choices; without any, no plan."""
+    def chosen(self, chosen: Mapping[str, str]) -> Draft:
+        """A plan from its choices, unit -> candidate; without any, no plan."""
         taken = [self.table[item] for item in chosen.items()]
         limited = {name: sum(values[item] for item in chosen.items()) for name, values in self.rows.items()}
         objective = math.fsum(c.cost for c in taken) if taken else None

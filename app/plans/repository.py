@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
-from app.models import Plan, PlanRole, Task
+from app.models import Plan, PlanRole, PlanTrial, Task
 
 
 def get(session: Session, plan_id: str) -> Plan | None:
@@ -26,6 +26,12 @@ def by_spec(session: Session, job_id: str, spec_sha256: str) -> Plan | None:
     """The job's plan for a specification, if there is one."""
     query = select(Plan).where(Plan.job_id == job_id, Plan.spec_sha256 == spec_sha256)
     return session.scalars(query).one_or_none()
+
+
+def trials(session: Session, job_id: str, ordinal: int) -> Sequence[PlanTrial]:
+    """The steps tried around the plan of a budget, in order."""
+    query = select(PlanTrial).where(PlanTrial.job_id == job_id, PlanTrial.ordinal == ordinal)
+    return session.scalars(query.order_by(PlanTrial.number)).all()
 
 
 def tasks(session: Session, plan_id: str) -> Sequence[Task]:

@@ -58,7 +58,7 @@ class PlanRead(BaseModel):
     job: str
     name: str
     role: PlanRole = Field(
-        description="`requested` (a budget of the job), `alternative` (for the same budget, made with interactions), "
+        description="`requested` (a budget of the job), `alternative` (for the same budget, made with interactions or measured again around), "
         "`uniform` (a baseline), `adhoc` (asked for later)."
     )
     spec: dict[str, Any] = Field(description="What the plan had to satisfy.")
@@ -78,7 +78,7 @@ class PlanRead(BaseModel):
     )
     average_bits: float | None = Field(description="Per searched weight.")
     origin: str = Field(
-        description="`search`; `interactions` or `uniform` where such a plan measured better and took this one's place, and "
+        description="`search`; `interactions`, `remeasured` or `uniform` where such a plan measured better and took this one's place, and "
         "for such plans themselves."
     )
     solver: dict[str, Any] = Field(

@@ -49,7 +49,7 @@ class PlanChange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Label:
+class PlanLabel:
     """Why a plan exists and what it answers."""
 
     role: PlanRole
@@ -83,7 +83,7 @@ class JobPlan:
     """A plan that a job needs, not yet stored."""
 
     draft: Draft
-    label: "_Label"
+    label: PlanLabel
 
 
 def solve_job(session: Session, job_id: str) -> None:
@@ -112,11 +112,11 @@ def draft_job(session: Session, job_id: str) -> list[JobPlan]:
     for ordinal, budget in enumerate(request["budgets"]):
         draft = search.plan(budget, time_limit_s=JOB_TIME_LIMIT_S)
         spec = job_spec(request, budget).to_json()
-        label = _Label(role=PlanRole.REQUESTED, name=budget, spec=spec, ordinal=ordinal)
+        label = PlanLabel(role=PlanRole.REQUESTED, name=budget, spec=spec, ordinal=ordinal)
         plans.append(JobPlan(draft=draft, label=label))
         other = search.alternative(budget, time_limit_s=INTERACTIONS_TIME_LIMIT_S) if draft.choices else None
         if other is not None and other.choices != draft.choices:
-            label = _Label(
+            label = PlanLabel(
                 role=PlanRole.ALTERNATIVE,
                 name=f"{budget}, with interactions",
                 spec=spec | {"interactions": True},
@@ -125,7 +125,7 @@ def draft_job(session: Session, job_id: str) -> list[JobPlan]:
             plans.append(JobPlan(draft=other, label=label))
     for ordinal, bits in enumerate(request["candidates"]):
         spec = {"uniform": bits, **_offered_by(request), "exclude": sorted(request["exclude"])}
-        label = _Label(role=PlanRole.UNIFORM, name=f"uniform {bits} bits", spec=spec, ordinal=ordinal)
+        label = PlanLabel(role=PlanRole.UNIFORM, name=f"uniform {bits} bits", spec=spec, ordinal=ordinal)
         plans.append(JobPlan(draft=search.uniform(bits), label=label))
     return plans
 
@@ -137,10 +137,15 @@ def _offered_by(request: dict[str, Any]) -> dict[str, Any]:
     return {"schemes": request["schemes"]}
 
 
+def add_plan(session: Session, job_id: str, plan: JobPlan) -> None:
+    """Store a plan with the task that measures it, unless it is there already."""
+    _add(session, job_id, plan.draft, plan.label)
+
+
 def store_job_plans(session: Session, job_id: str, plans: Sequence[JobPlan]) -> None:
     """Store a job's plans, each with its VERIFY task. Safe to do twice: plans that exist are left alone."""
     for plan in plans:
-        _add(session, job_id, plan.draft, plan.label)
+        add_plan(session, job_id, plan)
 
 
 def search_of(session: Session, job: Job, spec: PlanSpec) -> Search:
@@ -282,7 +287,7 @@ def _store_adhoc(
         new = plan is None
         if plan is None:
             assert draft is not None
-            label = _Label(role=PlanRole.ADHOC, name=change.name or spec.budget, spec=spec.to_json())
+            label = PlanLabel(role=PlanRole.ADHOC, name=change.name or spec.budget, spec=spec.to_json())
             plan = _insert(session, job_id, draft, label)
         if change.measure and plan.choices and plan.measured is None:
             _verify(session, plan)
@@ -339,7 +344,7 @@ def below_minimum(field: str, text: str, budget_bits: int, minimum: int) -> Budg
     )
 
 
-def _add(session: Session, job_id: str, draft: Draft, label: _Label) -> None:
+def _add(session: Session, job_id: str, draft: Draft, label: PlanLabel) -> None:
     """Store one of a job's own plans with the task that measures it, unless it is there already."""
     if repository.by_spec(session, job_id, content_sha256(label.spec)) is not None:
         return
@@ -348,7 +353,7 @@ def _add(session: Session, job_id: str, draft: Draft, label: _Label) -> None:
         _verify(session, plan)
 
 
-def _insert(session: Session, job_id: str, draft: Draft, label: _Label) -> Plan:
+def _insert(session: Session, job_id: str, draft: Draft, label: PlanLabel) -> Plan:
     plan = Plan(
         id=new_id("pln"),
         job_id=job_id,

@@ -43,6 +43,13 @@ _BESIDE = {
     "uniform": "Baseline: the same bit-width in every unit",
     "alternative": "Made with interactions, to be measured next to the plan of added costs",
 }
+_REMEASURED = "Found by measuring again around a plan, to be measured next to that"
+_TAKEN = {
+    "uniform": "Uniform plan handed over: it measured better",
+    "interactions": "Plan with interactions handed over: it measured better",
+    "remeasured": "Plan measured again around handed over: it measured better",
+}
+"""By how the plan that took the place of the search's was found."""
 _WHY_NONE = {
     "no_solution": ("Neither a plan nor a proof that there is none was found in the time given.",),
     "error": ("{backend} failed, so nothing is claimed.",),
@@ -57,11 +64,9 @@ def certificate_headline(plan: Mapping[str, Any]) -> str:
         plan: A plan as it stands in a result document.
     """
     if plan.get("role") in _BESIDE:
-        return _BESIDE[str(plan["role"])]
-    if plan.get("origin") == "uniform":
-        return "Uniform plan handed over: it measured better"
-    if plan.get("origin") == "interactions":
-        return "Plan with interactions handed over: it measured better"
+        return _REMEASURED if plan.get("origin") == "remeasured" else _BESIDE[str(plan["role"])]
+    if plan.get("origin") in _TAKEN:
+        return _TAKEN[str(plan["origin"])]
     status = str(plan.get("status"))
     return _headline_feasible(plan) if status == "feasible" else _HEADLINES.get(status, "No certificate yet")
 
@@ -74,16 +79,36 @@ def certificate_words(plan: Mapping[str, Any]) -> str:
             ``origin``, ``solver`` (``proof``, ``backend``, ``multiplier``, ``search``), ``predicted``, ``measured``.
 
     Returns:
-        One to four sentences, beginning with `certificate_headline`.
+        One to five sentences, beginning with `certificate_headline`.
     """
-    return " ".join([certificate_headline(plan) + ".", *_reasons(plan)])
+    return " ".join([certificate_headline(plan) + ".", *_reasons(plan), *_rounds(plan)])
+
+
+def _rounds(plan: Mapping[str, Any]) -> list[str]:
+    """What measuring again around the plan came to, where that was tried."""
+    tried = (plan.get("solver") or {}).get("trials") or []
+    taken = [trial for trial in tried if trial["accepted"]]
+    if not tried:
+        return []
+    if not taken:
+        return ["Measured again around the plan: no step gained beyond noise."]
+    values = (plan.get("measured") or {}).get("values", plan.get("measured") or {})
+    metric = next(iter(values), "")
+    before, after = (
+        quantities.metric_value(taken[i][name], metric) for i, name in ((0, "before"), (-1, "after"))
+    )
+    rounds = f"{len(taken)} round{'' if len(taken) == 1 else 's'}"
+    title = quantities.measure(metric).title
+    return [
+        f"Measured again around the plan: {rounds}, {title} {before} → {after} measured on the calibration data."
+    ]
 
 
 def _reasons(plan: Mapping[str, Any]) -> list[str]:
     """The sentences after the headline."""
     if plan.get("role") in _BESIDE:
         return []
-    if plan.get("origin") in ("uniform", "interactions"):
+    if plan.get("origin") in _TAKEN:
         return _handed_over(plan)
     status = plan.get("status")
     if status == "optimal":
@@ -99,7 +124,7 @@ def certificate_level(plan: Mapping[str, Any]) -> str:
     """How strong the claim is, for a colour or a symbol: ``proven``, ``bounded``, ``heuristic``, ``none``."""
     if plan.get("role") == "uniform" or plan.get("status") not in ("optimal", "feasible"):
         return "none"
-    if plan.get("status") == "optimal" and plan.get("origin") not in ("uniform", "interactions"):
+    if plan.get("status") == "optimal" and plan.get("origin") not in _TAKEN:
         return "proven"
     return "heuristic" if plan.get("lower_bound") is None else "bounded"
 
@@ -152,7 +177,7 @@ def _handed_over(plan: Mapping[str, Any]) -> list[str]:
     measured = plan.get("measured") or {}
     # Not what is predicted: an estimator's score is a unit of its own.
     metric = next(iter(measured.get("values", measured)), None)
-    joint = plan.get("origin") == "interactions"
+    joint = plan.get("origin") != "uniform"
     costs = _calibrated if joint else measured_cost
     where, other, own = (
         (

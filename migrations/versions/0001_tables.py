@@ -20,6 +20,7 @@ _TABLES = (
     "datasets",
     "jobs",
     "plans",
+    "plan_trials",
     "tasks",
     "measurements",
     "probe_results",
@@ -34,6 +35,7 @@ def upgrade() -> None:
     _files()
     _jobs()
     _plans()
+    _trials()
     _tasks()
     _measurements()
     _small_tables()
@@ -148,13 +150,32 @@ def _plans() -> None:
     op.create_index("ix_plans_job_id", "plans", ["job_id"])
 
 
+def _trials() -> None:
+    op.create_table(
+        "plan_trials",
+        sa.Column("job_id", sa.String(40), nullable=False),
+        sa.Column("ordinal", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("base", _JSON, nullable=False),
+        sa.Column("choices", _JSON, nullable=False),
+        sa.Column("outcome", _JSON, nullable=False),
+        sa.Column("created_at", _TIME, nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "ordinal", "number", name=op.f("pk_plan_trials")),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["jobs.id"], name=op.f("fk_plan_trials_job_id_jobs"), ondelete="CASCADE"
+        ),
+    )
+
+
 def _tasks() -> None:
     states = _enum("taskstate", "pending", "running", "done", "failed", "cancelled")
     op.create_table(
         "tasks",
         sa.Column("id", sa.String(40), nullable=False),
         sa.Column(
-            "kind", _enum("taskkind", "inspect", "probe", "measure", "solve", "verify"), nullable=False
+            "kind",
+            _enum("taskkind", "inspect", "probe", "measure", "solve", "verify", "refine"),
+            nullable=False,
         ),
         sa.Column("job_id", sa.String(40), nullable=True),
         sa.Column("model_id", sa.String(40), nullable=True),

@@ -13,6 +13,7 @@ that it is run as ``reshape``.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -245,6 +246,21 @@ class Program:
         operands = operands or {}
         first_step = min((self.first_step(changes), *operands))
         return Override(values=values, operands=operands, first_step=first_step)
+
+    def replaced(self, values: Mapping[Node, Any]) -> "Program":
+        """The same model with other constants for good; everything else is shared.
+
+        Args:
+            values: Of an `Override`: constant node -> its new value, with all that is computed from it.
+        """
+        program = copy(self)
+        # What is made in inference mode can have no part in computations with gradients; a copy can.
+        plain = {
+            node: value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+            for node, value in values.items()
+        }
+        program._constants = {**self._constants, **plain}  # noqa: SLF001 - of the same class
+        return program
 
     def first_step(self, nodes: Iterable[Node]) -> int:
         """Index of the first step whose result changes when these constants do."""

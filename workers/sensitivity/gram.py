@@ -88,13 +88,13 @@ def pairwise_costs(costs: ArrayLike, measured: Sequence[Sequence[Iterable[Sketch
             "one entry per cost",
         )
     factors = _scaled(_vectors(cells), table.ravel())
-    shrinkage = _shrinkage(factors)
-    factors *= np.sqrt(1 - shrinkage)
+    shrunk = shrinkage(factors)
+    factors *= np.sqrt(1 - shrunk)
     squares = np.square(factors).sum(1).reshape(table.shape)
     return PairwiseCosts(
         costs=table - squares,
         factors=factors,
-        shrinkage=shrinkage,
+        shrinkage=shrunk,
         known=int(np.count_nonzero(squares)),
     )
 
@@ -144,8 +144,16 @@ def _numbers(part: Sketched) -> NDArray[np.float64]:
     return np.frombuffer(part.sketch, "<f4").astype(np.float64)
 
 
-def _shrinkage(vectors: NDArray[np.float64]) -> float:
-    """The factor that is missing to 1: expected squared error of the correlations over their sum of squares."""
+def shrinkage(vectors: NDArray[np.float64]) -> float:
+    """By how much products between different entries are to be reduced.
+
+    Args:
+        vectors: ``[entries, columns]``; columns are independent draws.
+
+    Returns:
+        Expected squared error of the correlations over their sum of squares, in ``[0, 1]``; 0 where there are five numbers
+        or more for each entry.
+    """
     norms = np.sqrt(np.square(vectors).sum(1))
     known = vectors[norms > 0] / norms[norms > 0, None]
     entries, columns = known.shape

@@ -15,6 +15,7 @@ from app.dispatch.lifecycle import (
     GiveUp,
     JobView,
     PendingTask,
+    RefinePlans,
     Requeue,
     StartJob,
     TaskView,
@@ -76,6 +77,26 @@ DECISIONS = [
     (J.DONE, Stage.VERIFY, {(K.VERIFY, T.DONE): 2}, []),
     (J.FAILED, Stage.SOLVE, {(K.SOLVE, T.FAILED): 1}, []),
 ]  # fmt: skip
+
+
+REFINED = [
+    # plans are looked around once, when all of them are verified
+    (Stage.SOLVE, {(K.SOLVE, T.DONE): 1}, [EnterStage(job_id="j", stage=Stage.VERIFY)]),
+    (Stage.VERIFY, {(K.VERIFY, T.RUNNING): 1, (K.VERIFY, T.DONE): 3}, []),
+    (Stage.VERIFY, {(K.VERIFY, T.DONE): 4}, [RefinePlans(job_id="j")]),
+    (Stage.VERIFY, {}, [RefinePlans(job_id="j")]),
+    (Stage.VERIFY, {(K.VERIFY, T.DONE): 4, (K.REFINE, T.PENDING): 1, (K.REFINE, T.DONE): 1}, []),
+    (Stage.VERIFY, {(K.VERIFY, T.DONE): 4, (K.REFINE, T.RUNNING): 1}, []),
+    # what was found is verified too
+    (Stage.VERIFY, {(K.VERIFY, T.PENDING): 1, (K.REFINE, T.DONE): 2}, []),
+    (Stage.VERIFY, {(K.VERIFY, T.DONE): 5, (K.REFINE, T.DONE): 2}, [ConcludeJob(job_id="j")]),
+    (Stage.VERIFY, {(K.VERIFY, T.DONE): 5, (K.REFINE, T.FAILED): 1}, FAIL),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "tasks", "expected"), REFINED)
+def test_jobs_that_measure_again_around_their_plans(stage, tasks, expected):
+    assert decide(JobView(id="j", state=J.RUNNING, stage=stage, tasks=tasks, refines=True)) == expected
 
 
 @pytest.mark.parametrize(("state", "stage", "tasks", "expected"), DECISIONS)

@@ -42,6 +42,7 @@ def test_a_job_is_accepted_with_all_defaults_filled_in(api, world):
         "samples": None,
         "holdout": 0.0,
         "batch_size": None,
+        "refine_rounds": 3,
         "memory_bytes": world.settings.memory_bytes,
     }
     assert job["progress"] == {

@@ -18,7 +18,18 @@ def conclude(world):
     alternative. ``uniform`` is the 4-bit plan's; the other baselines are bad.
     """
 
-    def run(plan, uniform, other=None, *, spec=None, limited=None, other_ordinal=0, twice=False, **request):
+    def run(
+        plan,
+        uniform,
+        other=None,
+        *,
+        again=None,
+        spec=None,
+        limited=None,
+        other_ordinal=0,
+        twice=False,
+        **request,
+    ):
         job = world.job(candidates=[2, 4, 8], **request)
         world.start(job)
         world.measure(job)
@@ -40,6 +51,8 @@ def conclude(world):
             mine.spec = mine.spec | (spec or {})
             if other:
                 session.add(alternative(mine, other, other_ordinal))
+            if again:
+                session.add(remeasured(mine, again))
         for _ in range(1 + twice):
             world.conclude(job)
         with world.database.read() as session:
@@ -60,6 +73,15 @@ def alternative(plan, values, ordinal):
         objective=7.0, size_bits=123, file_size_bits=456, choices=dict.fromkeys(UNITS, FOUR | {"bits": 2}),
         predicted={"kl": 6.5}, solver={"interactions": {"objective": 6.5}}, measured=measured(*values),
     )  # fmt: skip
+
+
+def remeasured(plan, values):
+    found = alternative(plan, values, 0)
+    found.spec = plan.spec | {"remeasured": True}
+    found.spec_sha256 = content_sha256(found.spec)
+    found.choices = dict.fromkeys(UNITS, FOUR | {"bits": 8})
+    found.solver = {"remeasured": {"rounds": 1, "steps": []}}
+    return found
 
 
 BAD = (9.0, 9.0)
@@ -164,3 +186,29 @@ def test_concluding_twice_changes_nothing(conclude):
         twice.choices,
         twice.measured,
     )
+
+
+@pytest.mark.parametrize(
+    ("other", "again", "origin"),
+    [
+        (None, (1.8, 1.0), "remeasured"),
+        ((1.9, 1.0), (1.8, 1.0), "remeasured"),
+        ((1.7, 1.0), (1.8, 1.0), "interactions"),
+        ((1.9, 0.9), (1.8, 1.0), "interactions"),
+        ((1.9, 1.1), (1.8, 0.9), "remeasured"),
+        ((1.9, 1.1), (1.8, 1.1), "search"),
+        (None, (2.0, 0.5), "search"),
+    ],
+    ids=str,
+)
+def test_the_best_measured_plan_is_handed_over(conclude, other, again, origin):
+    plan = conclude((2.0, 1.0), BAD, other, again=again)
+    assert plan.solver["origin"] == origin
+    assert ("remeasured" in plan.solver) == (origin == "remeasured")
+    assert {c["bits"] for c in plan.choices.values()} == (
+        {8} if origin == "remeasured" else {2}
+    ) or origin == "search"
+
+
+def test_a_uniform_plan_may_take_the_place_of_one_measured_again_around(conclude):
+    assert conclude((2.0, 1.0), (1.5, 0.7), again=(1.8, 0.8)).solver["origin"] == "uniform"

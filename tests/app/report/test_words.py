@@ -135,6 +135,8 @@ def test_a_plan_beside_the_one_handed_over_does_not_say_that_it_was():
     assert words.startswith("Made with interactions")
     assert "handed over" not in words
     assert certificate_level(beside) == "heuristic"
+    again = plan(role="alternative", origin="remeasured", status="feasible", lower_bound=None)
+    assert certificate_words(again).startswith("Found by measuring again around a plan")
 
 
 def test_between_plans_of_the_search_the_calibration_data_are_told_to_decide():
@@ -143,6 +145,34 @@ def test_between_plans_of_the_search_the_calibration_data_are_told_to_decide():
     assert words.startswith("Plan with interactions handed over: it measured better.")
     told = "On the calibration data it measured 0.0200 nats of KL divergence"
     assert f"{told}, the plan of added costs 0.0625 nats." in words.replace(SPACE, " ")
+
+
+def trial(before, after, *, accepted):
+    return {"before": before, "after": after, "accepted": accepted}
+
+
+@pytest.mark.parametrize(
+    ("trials", "words"),
+    [
+        ([], ""),
+        ([trial(0.2, 0.1, accepted=False)], "Measured again around the plan: no step gained beyond noise."),
+        ([trial(0.214, 0.203, accepted=True)], "1 round, KL divergence 0.214 nats → 0.203 nats measured on the calibration data."),
+        (
+            [trial(0.25, 0.2, accepted=True), trial(0.2, 0.1, accepted=False), trial(0.2, 0.125, accepted=True)],
+            "Measured again around the plan: 2 rounds, KL divergence 0.250 nats → 0.125 nats",
+        ),
+    ],
+)  # fmt: skip
+def test_what_measuring_again_came_to(trials, words):
+    found = {"measured": {"values": {"kl": {"calibration": 0.25, "evaluation": 0.01}}}}
+    said = certificate_words(
+        plan(origin="remeasured", status="feasible", solver={"search": found, "trials": trials})
+    )
+    assert said.startswith(
+        "Plan measured again around handed over: it measured better. On the calibration data"
+    )
+    assert words in said.replace(SPACE, " ")
+    assert ("again around the plan" in said) == bool(trials)
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,41 @@ def cotangent(
         result = signs.to(values.dtype)
         scale = (counts.sum(-1) * (variance * values.shape[-1])).clamp_min(1e-300).rsqrt()
     else:
-        raise RequestRefused(
-            f"there is no estimate of the metric {metric.value!r}", "metric", metric.value, ["kl", "mse"]
-        )
+        raise _without_form(metric)
+    weights = counts * scale[:, None]
+    return result.mul_(weights.to(result.dtype)[..., None]).reshape(output.shape)
+
+
+def cost_gradient(
+    metric: Metric, reference: Tensor, output: Tensor, *, mask: Tensor | None, variance: float
+) -> Tensor:
+    """Derivative of each sample's cost by the outputs of a quantized model: ``(p_quantized - p_float) / T`` for ``kl``.
+
+    Args:
+        metric: ``kl`` or ``mse``.
+        reference: ``[n, ..., C]``, outputs of the float model.
+        output: The same shape, outputs of the quantized model.
+        mask: As for `cotangent`.
+        variance: Likewise.
+
+    Returns:
+        As `cotangent`.
+
+    Raises:
+        RequestRefused: As `cotangent`.
+    """
+    rows = output.reshape(len(output), -1, output.shape[-1] if output.dim() > 1 else 1)
+    counts = _counted(mask, rows)
+    precise = torch.promote_types(rows.dtype, torch.float32)
+    values, floats = rows.to(precise), reference.to(output.device).reshape(rows.shape).to(precise)
+    if metric is Metric.KL:
+        result = values.softmax(-1).sub_(floats.softmax(-1))
+        scale = counts.sum(-1).clamp_min(1).reciprocal()
+    elif metric is Metric.MSE:
+        result = values - floats
+        scale = 2 / (counts.sum(-1) * (variance * values.shape[-1])).clamp_min(1e-300)
+    else:
+        raise _without_form(metric)
     weights = counts * scale[:, None]
     return result.mul_(weights.to(result.dtype)[..., None]).reshape(output.shape)
 
@@ -112,3 +144,9 @@ def _counted(mask: Tensor | None, rows: Tensor) -> Tensor:
             list(rows.shape[:2]),
         )
     return (mask != 0).to(device=rows.device, dtype=torch.float64)
+
+
+def _without_form(metric: Metric) -> RequestRefused:
+    return RequestRefused(
+        f"there is no estimate of the metric {metric.value!r}", "metric", metric.value, ["kl", "mse"]
+    )

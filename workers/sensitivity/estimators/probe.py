@@ -40,6 +40,10 @@ from workers.sensitivity.exact import Setup
 ActivationChanges = Callable[[Unit, Node, Tensor], Iterable[Tensor]]
 """How a unit's input changes under its activation candidates: unit, node and value of the input -> a change for each."""
 
+Cotangents = Callable[[int, Tensor, Tensor | None, Feed], Tensor]
+"""Where walks start: number of the walk, outputs of the samples that count, mask of their positions, what was fed -> the
+cotangent of these outputs."""
+
 PositionMasks = Callable[[int], Tensor | None]
 """Which output positions of a batch count: number of the batch -> ``[kept, positions]``, or ``None`` for all."""
 
@@ -120,9 +124,46 @@ def probe(
         MeasurementFailed: An operator failed or has no derivative, or a model with a fixed batch mixes samples.
     """
     options = options or ProbeOptions()
-    run = _Probing(setup, wanted, options)
-    for first in range(0, options.probes, options.together):
-        yield from run.group(range(first, min(first + options.together, options.probes)))
+    yield from walk(setup, wanted, options, signed(setup, options.seed), range(options.probes))
+
+
+def walk(
+    setup: Setup,
+    wanted: Sequence[tuple[str, Candidate]],
+    options: ProbeOptions,
+    cotangents: Cotangents,
+    numbers: range,
+) -> Iterator[ProbeValues]:
+    """Walk cotangents back, and multiply what comes back to the weights with the candidates' changes.
+
+    Args:
+        setup: As for `probe`, like what follows.
+        wanted: Unit names and candidates.
+        options: How; ``probes`` and ``seed`` are the caller's to use.
+        cotangents: Where the walks start.
+        numbers: Of the walks.
+
+    Yields:
+        Products of each entry and sample, per walk.
+
+    Raises:
+        WorkerError: As `probe`.
+    """
+    run = _Probing(setup, wanted, options, cotangents, len(numbers))
+    for first in range(0, len(numbers), options.together):
+        yield from run.group(numbers[first : first + options.together])
+
+
+def signed(setup: Setup, seed: int) -> Cotangents:
+    """Random vectors whose squared products expect costs (`workers.sensitivity.estimators.cotangents`)."""
+    reference = setup.reference
+
+    def start(number: int, output: Tensor, mask: Tensor | None, feed: Feed) -> Tensor:
+        samples = setup.batches.samples[feed.samples].tolist()
+        signs = random_signs(seed, number, samples, output[0].numel())
+        return start_of(reference, output, signs, mask)
+
+    return start
 
 
 class _Results:
@@ -154,9 +195,18 @@ class _Results:
 
 
 class _Probing:
-    def __init__(self, setup: Setup, wanted: Sequence[tuple[str, Candidate]], options: ProbeOptions) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        wanted: Sequence[tuple[str, Candidate]],
+        options: ProbeOptions,
+        cotangents: Cotangents,
+        walks: int,
+    ) -> None:
         self._setup = setup
         self._options = options
+        self._cotangents = cotangents
+        self._walks = walks
         self._done = 0
         self._flow = Dataflow.of(setup.program.model)
         self._entries = Entries.of(setup.table, wanted)
@@ -194,7 +244,7 @@ class _Probing:
     def _tell(self, samples: int) -> None:
         self._done += samples
         if self._options.progress is not None:
-            self._options.progress(self._done, self._options.probes * len(self._setup.batches.samples))
+            self._options.progress(self._done, self._walks * len(self._setup.batches.samples))
 
     @property
     def _start(self) -> Place | None:
@@ -212,13 +262,10 @@ class _Probing:
         starts = [{self._start: self._cotangent(index, output, mask, feed)} for index in probes]
         tape.backward(starts, lambda visit: self._visit(visit, feed, results))
 
-    def _cotangent(self, probe: int, output: Tensor, mask: Tensor | None, feed: Feed) -> Tensor:
-        """Where a probe's walk starts; 0 for fillers."""
-        kept = output[: feed.kept]
-        samples = self._setup.batches.samples[feed.samples].tolist()
-        signs = random_signs(self._options.seed, probe, samples, kept[0].numel())
-        found = start_of(self._setup.reference, kept, signs, mask)
-        if len(kept) == len(output):
+    def _cotangent(self, number: int, output: Tensor, mask: Tensor | None, feed: Feed) -> Tensor:
+        """Where a walk starts; 0 for fillers."""
+        found = self._cotangents(number, output[: feed.kept], mask, feed)
+        if feed.kept == len(output):
             return found.to(output.dtype)
         return torch.cat([found.to(output.dtype), torch.zeros_like(output[feed.kept :])])
 

@@ -13,6 +13,7 @@ from workers.contracts import Candidate, EstimateRequest, Estimator, MeasureRequ
 from workers.errors import RequestRefused
 from workers.graph.units import Unit
 from workers.sensitivity.engine import sizes
+from workers.sensitivity.estimators.around import probe_around
 from workers.sensitivity.estimators.changes import Quantizer
 from workers.sensitivity.estimators.probe import (
     ActivationChanges,
@@ -35,10 +36,12 @@ class Estimated:
     Args:
         values: ``[probes, entries, samples]``, float64: squares estimate costs, products interactions.
         storage_bits: Of each entry, scales and zero points included.
+        gradients: ``[entries, samples]``, float64: first-order changes around a plan, where one was given.
     """
 
     values: NDArray[np.float64]
     storage_bits: tuple[int, ...]
+    gradients: NDArray[np.float64] | None = None
 
 
 def estimate(request: EstimateRequest) -> Estimated:
@@ -51,18 +54,14 @@ def estimate(request: EstimateRequest) -> Estimated:
         OSError: A file cannot be read.
     """
     setup = prepare(_as_measure(request))
+    if request.around is not None:
+        return _estimate_around(request, setup, request.around)
     weights = list(dict.fromkeys((unit, _weight_part(candidate)) for unit, candidate in request.wanted))
     widths = _activation_widths(setup, request.wanted)
-    options = ProbeOptions(
-        probes=request.probes,
-        together=request.probes,
-        seed=request.seed,
-        changes_bytes=request.memory_bytes,
-        activation_changes=_changes(setup, widths) if widths else None,
-        quantize=_quantizer(setup),
-        position_masks=_masks(setup),
+    options = replace(
+        _options(request, setup), activation_changes=_changes(setup, widths) if widths else None
     )
-    storage = tuple(sizes(setup.table.unit(name), candidate)[1] for name, candidate in request.wanted)
+    storage = _storage(request, setup)
     if request.estimator != Estimator.PROBE:
         _require_one_output(setup, request.estimator)
         scored = scores(setup, request.wanted, Estimator(request.estimator), options)
@@ -80,6 +79,38 @@ def _require_one_output(setup: Setup, estimator: str) -> None:
         raise RequestRefused(
             f"{estimator!r} estimates what changes one output", "metric", estimator, list(allowed)
         )
+
+
+def _estimate_around(request: EstimateRequest, setup: Setup, plan: dict[str, Candidate]) -> Estimated:
+    if request.estimator != Estimator.PROBE:
+        raise RequestRefused(
+            f"{request.estimator!r} does not estimate changes around a plan",
+            "estimator",
+            request.estimator,
+            [Estimator.PROBE.value],
+        )
+    options = _options(request, setup)
+    found = probe_around(setup, plan, request.wanted, replace(options, together=request.probes + 1))
+    return Estimated(
+        values=found.values.numpy(),
+        storage_bits=_storage(request, setup),
+        gradients=found.gradients.numpy(),
+    )
+
+
+def _options(request: EstimateRequest, setup: Setup) -> ProbeOptions:
+    return ProbeOptions(
+        probes=request.probes,
+        together=request.probes,
+        seed=request.seed,
+        changes_bytes=request.memory_bytes,
+        quantize=_quantizer(setup),
+        position_masks=_masks(setup),
+    )
+
+
+def _storage(request: EstimateRequest, setup: Setup) -> tuple[int, ...]:
+    return tuple(sizes(setup.table.unit(name), candidate)[1] for name, candidate in request.wanted)
 
 
 def _as_measure(request: EstimateRequest) -> MeasureRequest:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from workers.sensitivity.estimators.cotangents import cotangent
+from workers.sensitivity.estimators.cotangents import cost_gradient, cotangent
 from workers.sensitivity.mixture import MixedReference
 from workers.sensitivity.reference import Reference
 
@@ -27,9 +27,7 @@ def start_of(
     packing = reference.packing
     parts = packing.split(output)
     all_signs = torch.split(signs, [part[0].numel() for part in parts], 1)
-    masks: list[Tensor | None] = (
-        [None] * len(parts) if mask is None else list(torch.split(mask, packing.positions(), 1))
-    )
+    masks = _masks(reference, mask)
     found = [
         cotangent(part.metric, values, each, mask=counted, variance=part.variance).reshape(len(output), -1)
         * weight**0.5
@@ -38,3 +36,38 @@ def start_of(
         )
     ]
     return torch.cat(found, 1)
+
+
+def gradient_of(
+    reference: Reference | MixedReference, before: Tensor, output: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Derivative of each sample's cost by the outputs of a quantized model.
+
+    Args:
+        reference: As for `start_of`.
+        before: ``[n, ...]``, outputs of the float model.
+        output: The same shape, outputs of the quantized model.
+        mask: As for `start_of`.
+    """
+    if isinstance(reference, Reference):
+        return cost_gradient(reference.metric, before, output, mask=mask, variance=reference.variance)
+    split = reference.packing.split
+    found = [
+        weight * cost_gradient(part.metric, floats, values, mask=counted, variance=part.variance).flatten(1)
+        for part, floats, values, counted, weight in zip(
+            reference.parts,
+            split(before),
+            split(output),
+            _masks(reference, mask),
+            reference.packing.weights,
+            strict=True,
+        )
+    ]
+    return torch.cat(found, 1)
+
+
+def _masks(reference: MixedReference, mask: Tensor | None) -> list[Tensor | None]:
+    """The mask of each output."""
+    if mask is None:
+        return [None] * len(reference.parts)
+    return list(torch.split(mask, reference.packing.positions(), 1))

@@ -1,0 +1,77 @@
+"""Plans measured on some samples each, against each sample fed alone."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from workers.contracts import Candidate, Metric, PlanRequest, Scheme
+from workers.sensitivity import session
+from workers.verify.parts import PlanPart, measure_parts
+from workers.verify.plan import measure_plan
+
+SAMPLES = 10
+ROUGH = {"0.weight": Candidate(bits=2, scheme=Scheme.parse("channel-asymmetric"))}
+FINE = {
+    "0.weight": Candidate(bits=4, scheme=Scheme.parse("channel-symmetric")),
+    "2.weight": Candidate(bits=3, scheme=Scheme.parse("channel-asymmetric")),
+}
+
+
+@pytest.fixture(params=[None, 4], ids=["any batch", "batch of four"])
+def request_for(tmp_path, request):
+    session.forget()
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    inputs = torch.randn(SAMPLES, 6)
+    shapes = None if request.param else ({0: torch.export.Dim("batch", min=1, max=64)},)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, (inputs[: request.param or 2],), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "model.pt2")
+    save_file({"input": inputs}, tmp_path / "data.safetensors")
+
+    def make(metric, choices=None, **values):
+        return PlanRequest(
+            model_path=str(tmp_path / "model.pt2"),
+            data_path=str(tmp_path / "data.safetensors"),
+            choices=choices or {},
+            metrics=(metric,),
+            batch_size=3,
+            **values,
+        )
+
+    yield make
+    session.forget()
+
+
+@pytest.mark.parametrize("metric", [Metric.KL, Metric.MSE])
+def test_parts_are_the_samples_of_the_whole(request_for, metric):
+    everything = tuple(range(SAMPLES))
+    parts = [
+        PlanPart(choices=ROUGH, positions=everything),
+        PlanPart(choices=ROUGH, positions=(1, 4, 5, 9)),
+        PlanPart(choices=FINE, positions=(0, 2)),
+        PlanPart(choices=FINE, positions=everything),
+    ]
+    rough, some, few, fine = measure_parts(request_for(metric), parts)
+    assert rough.shape == fine.shape == (SAMPLES,)
+    assert some.tolist() == pytest.approx(rough[[1, 4, 5, 9]].tolist(), rel=1e-5)
+    assert few.tolist() == pytest.approx(fine[[0, 2]].tolist(), rel=1e-5)
+    for choices, costs in ((ROUGH, rough), (FINE, fine)):
+        measured = measure_plan(request_for(metric, choices))[metric.value]
+        assert float(costs.mean()) == pytest.approx(measured.mean, rel=1e-6)
+        error = float(costs.std(ddof=1)) / math.sqrt(SAMPLES)
+        assert error == pytest.approx(measured.standard_error, rel=1e-6)
+
+
+def test_positions_are_among_the_samples_that_are_chosen(request_for):
+    chosen = request_for(Metric.KL, indices=(2, 3, 5, 7, 8))
+    (costs,) = measure_parts(chosen, [PlanPart(choices=ROUGH, positions=(0, 3))])
+    (whole,) = measure_parts(
+        request_for(Metric.KL), [PlanPart(choices=ROUGH, positions=tuple(range(SAMPLES)))]
+    )
+    assert costs.tolist() == pytest.approx(whole[[2, 7]].tolist(), rel=1e-5)
