@@ -190,7 +190,9 @@ def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
     if create.evaluation_dataset is not None:
         evaluation = _fitting_dataset(session, "evaluation_dataset", create.evaluation_dataset, compared)
     offered = _offered(create, description)
-    method = rules.check_method(create.metric, create.compare, compared)
+    method = rules.check_method(
+        create.metric, create.compare, compared, regret=create.regret, max_passes=create.max_passes
+    )
     if method.compare is Metric.LOSS:
         _require_labels(dataset, "dataset")
         if evaluation is not None:
@@ -232,16 +234,17 @@ def _offered(create: JobCreate, description: ModelDescription) -> Offered:
 
 
 def _measuring(create: JobCreate, method: Method) -> dict[str, Any]:
-    """How costs are come by; of estimates only where there are any."""
+    """How costs are come by; of estimates and of how much is measured only where that is a question."""
     how: dict[str, Any] = {
         "metric": create.metric,
         "compare": method.compare.value,
         "predicts": method.predicts,
     }
-    if method.estimator is None:
-        return how
-    how |= {"estimator": method.estimator, "probes": create.probes}
-    return how | ({"regret": create.regret, "max_passes": create.max_passes} if method.refined else {})
+    if method.estimator is not None:
+        how |= {"estimator": method.estimator, "probes": create.probes}
+    if method.regret is not None:
+        how |= {"regret": method.regret, "max_passes": method.max_passes}
+    return how
 
 
 def _canonical(create: JobCreate, settings: Settings) -> dict[str, Any]:
