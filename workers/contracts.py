@@ -208,6 +208,7 @@ class Entry:
         seconds: Wall-clock time spent on this entry.
         squares: Sum of the squared distances of the samples' costs from the mean.
         block: The samples measured; ``None`` for all chosen ones.
+        runs: Mean costs of runs of samples, little-endian float64 (`workers.sensitivity.statistics.run_means`).
         sketch: The output change, little-endian float32, if it was asked for and is finite: inner products of two
             entries' sketches estimate their interaction (`workers.sensitivity.gram`).
     """
@@ -224,6 +225,7 @@ class Entry:
     seconds: float
     squares: float = 0.0
     block: SampleBlock | None = None
+    runs: bytes = b""
     sketch: bytes | None = None
 
 

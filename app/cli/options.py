@@ -204,8 +204,8 @@ _SEARCH_OPTIONS = (
     click.option(
         "--metric",
         type=click.Choice(["auto", *(m.value for m in (*Metric, *Estimator))]),
-        help="auto: estimate all, measure what the estimates leave open. kl, mse, loss (needs labels): measure all. "
-        "The others: estimate only.  [default: auto]",
+        help="auto: estimate all, measure what the estimates leave open. kl, mse, loss (needs labels): measure all, with "
+        "--regret on no more samples than plans need. The others: estimate only.  [default: auto]",
     ),
     click.option(
         "--compare",
@@ -215,12 +215,13 @@ _SEARCH_OPTIONS = (
     click.option(
         "--regret",
         type=float,
-        help="auto: measure until plans are expected to cost at most this share more than the best.  [default: 0.01]",
+        help="Measure until plans most likely cost at most this share more than the best; without one kl, mse and loss measure "
+        "everything on all samples.  [default: 0.01 with auto, else none]",
     ),
     click.option(
         "--max-passes",
         type=float,
-        help="auto: measure at most this much, in float passes over the samples.  [default: no bound]",
+        help="With a regret: measure at most this much, in float passes over the samples.  [default: no bound]",
     ),
     click.option(
         "--refine-rounds",

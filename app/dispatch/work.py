@@ -40,7 +40,8 @@ DATABASE_PATIENCE_S = 60.0
 
 _T = TypeVar("_T")
 _MEASURED = (
-    "unit", "bits", "scheme", "metric", "size_bits", "storage_bits", "mean", "standard_error", "samples", "seconds", "sketch",
+    "unit", "bits", "scheme", "metric", "size_bits", "storage_bits", "mean", "standard_error", "samples", "seconds", "runs",
+    "sketch",
 )  # fmt: skip
 
 

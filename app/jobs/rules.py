@@ -1,7 +1,7 @@
 """What a search may ask for, checked against the model: pure, no database, no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.errors import InvalidRequest
 from app.plans.spec import BudgetCounts, PlanSpec, joined
@@ -23,7 +23,10 @@ _SHOWN = 20
 
 BIT_OPERATIONS = "bit_operations"
 AUTO = "auto"
+_MEASURING = "none; or metric 'auto', or one that measures everything (kl, mse, loss), with a regret"
 PROBE = Estimator.PROBE.value
+DEFAULT_REGRET = 0.01
+"""Share of a plan's cost that `auto` may lose, unless the request says another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +36,15 @@ class Method:
     Args:
         compare: What is compared between models, and what plans are judged by.
         estimator: What estimates all candidates at once; ``None`` when all are measured.
-        refined: Estimates are followed by measuring what they leave open.
+        regret: Expected loss, as a share of a plan's cost, at which measuring ends; ``None`` when everything is measured on
+            all samples, or nothing.
+        max_passes: Where there is a regret: measuring ends here in any case.
     """
 
     compare: Metric
     estimator: str | None = None
-    refined: bool = False
+    regret: float | None = None
+    max_passes: float | None = None
 
     @property
     def predicts(self) -> str:
@@ -60,15 +66,52 @@ def check_limits(limits: Mapping[str, str]) -> dict[str, str]:
     return dict(sorted(limits.items()))
 
 
-def check_method(metric: str, compare: str | None, description: ModelDescription) -> Method:
+def check_method(
+    metric: str,
+    compare: str | None,
+    description: ModelDescription,
+    *,
+    regret: float | None = None,
+    max_passes: float | None = None,
+) -> Method:
     """How costs are come by under this name, if the model's outputs can be compared so.
 
+    Args:
+        metric: As asked for.
+        compare: What is compared, where ``metric`` leaves that open.
+        description: Of the model, with the output that is compared first.
+        regret: As asked for.
+        max_passes: As asked for.
+
     Raises:
-        InvalidRequest: There is no such metric, it contradicts ``compare``, or the output that comes first holds no
-            distribution to compare.
+        InvalidRequest: There is no such metric, it contradicts ``compare``, the output that comes first holds no
+            distribution to compare, or it is said how much to measure where all or nothing is.
     """
     if metric not in METRICS:
         raise InvalidRequest(f"unknown metric {metric!r}", "metric", metric, list(METRICS))
+    method = _named(metric, compare, description)
+    if metric in ESTIMATORS and regret is not None:
+        raise InvalidRequest(
+            f"metric {metric!r} measures nothing, whatever the regret", "regret", regret, _MEASURING
+        )
+    if metric == AUTO and regret is None:
+        regret = DEFAULT_REGRET
+    if max_passes is not None and regret is None:
+        raise InvalidRequest(
+            f"metric {metric!r} without a regret measures all or nothing",
+            "max_passes",
+            max_passes,
+            _MEASURING,
+        )
+    return replace(method, regret=regret, max_passes=max_passes)
+
+
+def _named(metric: str, compare: str | None, description: ModelDescription) -> Method:
+    """What a metric's name says of how costs are come by.
+
+    Raises:
+        InvalidRequest: As `check_method`.
+    """
     estimated = metric in (AUTO, *ESTIMATORS)
     if not estimated:
         if compare not in (None, metric):
@@ -89,7 +132,6 @@ def check_method(metric: str, compare: str | None, description: ModelDescription
     return Method(
         compare=_comparison("compare", named, description),
         estimator=PROBE if metric == AUTO else metric,
-        refined=metric == AUTO,
     )
 
 

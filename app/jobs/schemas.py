@@ -154,7 +154,8 @@ class JobCreate(BaseModel):
     metric: str = Field(
         default="auto",
         description="How costs are come by. `auto`: estimate all, measure what the estimates leave open. `kl`, `mse`, `loss` "
-        "(needs labels): measure all. The others are estimators: estimate all, measure none.",
+        "(needs labels): measure all; with `regret` on no more samples than plans need. The others are estimators: estimate "
+        "all, measure none.",
         json_schema_extra={"enum": ["auto", *(m.value for m in (*Metric, *Estimator))]},
     )
     compare: str | None = Field(
@@ -164,20 +165,21 @@ class JobCreate(BaseModel):
         "`metric`: that one, or null.",
         json_schema_extra={"enum": ["kl", "mse", None]},
     )
-    regret: float = Field(
-        default=0.01,
+    regret: float | None = Field(
+        default=None,
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="`auto`: measuring goes on until the plans of all budgets are expected to cost at most this share more "
-        "than the best, of their predicted cost.",
+        description="Measuring goes on until the plans of all budgets most likely (nine times of ten, as far as is known) cost "
+        "at most this share more than the best, of their predicted cost. null: 0.01 with `auto`; with `kl`, `mse` and `loss` everything is measured on all "
+        "samples. Estimators have none.",
     )
     max_passes: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="`auto`: measures at most this much, in float passes over the samples, whatever `regret` asks for; null: no "
-        "bound. Estimates are not counted.",
+        description="With a `regret`: measures at most this much, in float passes over the samples, whatever that asks for; null: "
+        "no bound. Estimates do not count; the first samples, on which `kl`, `mse` and `loss` measure everything, do.",
     )
     probes: int = Field(
         default=4,

@@ -195,7 +195,9 @@ def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
     compare = create.compare
     if mixture is not None and create.metric not in (Metric.KL, Metric.MSE):
         compare = mixture.compare
-    method = rules.check_method(create.metric, compare, compared)
+    method = rules.check_method(
+        create.metric, compare, compared, regret=create.regret, max_passes=create.max_passes
+    )
     if method.compare is Metric.LOSS:
         _require_labels(dataset, "dataset")
         if evaluation is not None:
@@ -262,16 +264,17 @@ def _offered(create: JobCreate, description: ModelDescription) -> Offered:
 
 
 def _measuring(create: JobCreate, method: Method) -> dict[str, Any]:
-    """How costs are come by; of estimates only where there are any."""
+    """How costs are come by; of estimates and of how much is measured only where that is a question."""
     how: dict[str, Any] = {
         "metric": create.metric,
         "compare": method.compare.value,
         "predicts": method.predicts,
     }
-    if method.estimator is None:
-        return how
-    how |= {"estimator": method.estimator, "probes": create.probes}
-    return how | ({"regret": create.regret, "max_passes": create.max_passes} if method.refined else {})
+    if method.estimator is not None:
+        how |= {"estimator": method.estimator, "probes": create.probes}
+    if method.regret is not None:
+        how |= {"regret": method.regret, "max_passes": method.max_passes}
+    return how
 
 
 def _refining(create: JobCreate, method: Method) -> dict[str, Any]:

@@ -21,6 +21,9 @@ SHARDS_PER_WORKER = 4
 """More shards than workers: a slow or lost one then holds up little."""
 PROBE_BLOCKS = 4
 """Estimates are cut into so many tasks at most, by samples: all probes of a sample share its forward pass."""
+MEASURE_BLOCKS = PROBE_BLOCKS
+"""Where samples are chosen by what plans need, an entry is measured on so many blocks of them at most, one a round: the
+probes' blocks, so that both can be compared."""
 
 Block = tuple[int, int]
 Wanted = Mapping[Block, Sequence[tuple[str, Candidate]]]
@@ -61,6 +64,16 @@ def whole_block(source: Source) -> Block:
 def is_exact(request: Mapping[str, Any]) -> bool:
     """Whether every candidate is measured, none estimated."""
     return bool(request["metric"] == request["compare"])
+
+
+def is_raced(request: Mapping[str, Any]) -> bool:
+    """Whether every candidate is measured, but only on as many samples as plans need."""
+    return is_exact(request) and request.get("regret") is not None
+
+
+def first_block(source: Source, request: Mapping[str, Any]) -> Block:
+    """What every candidate is measured on to begin with, where all are: all samples, or a part when that may do."""
+    return cut(source.choice.used, MEASURE_BLOCKS)[0] if is_raced(request) else whole_block(source)
 
 
 def cut(samples: int, parts: int) -> tuple[Block, ...]:
@@ -105,7 +118,7 @@ def queue_first(session: Session, job: Job, description: ModelDescription, setti
     """Queue what a new job begins with: all its entries, or its probes."""
     source, offer = source_of(session, job), offer_of(description, job.request)
     if is_exact(job.request):
-        queue_entries(session, job, description, {whole_block(source): offer}, settings)
+        queue_entries(session, job, description, {first_block(source, job.request): offer}, settings)
         return
     for ordinal, _ in enumerate(probe_parts(source, job.request, offer)):
         session.add(Task(id=new_id("tsk"), kind=TaskKind.PROBE, job_id=job.id, ordinal=ordinal))

@@ -209,7 +209,7 @@ class Measurement(Base):
     """One finished entry, shared by all jobs. ``key`` hashes everything the value depends on.
 
     An entry is one candidate in one unit, on the block ``[block_start, block_stop)`` of the samples in the order the seed
-    gives them. ``sketch``: float32 numbers whose inner products estimate how entries interact, if there are any.
+    gives them. ``runs``: float64, mean costs of runs of them. ``sketch``: float32 numbers whose inner products estimate how entries interact, if there are any.
     """
 
     __tablename__ = "measurements"
@@ -229,6 +229,7 @@ class Measurement(Base):
     standard_error: Mapped[float | None] = mapped_column(Float(53), default=None)
     samples: Mapped[int] = mapped_column(Integer)
     seconds: Mapped[float] = mapped_column(Float(53))
+    runs: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
     sketch: Mapped[bytes | None] = mapped_column(LargeBinary, default=None)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 

@@ -1,26 +1,25 @@
 """What a job still has to measure before its plans can be made: the database's side of `app.sensitivities.rounds`."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.jobs import tasks
-from app.jobs.tasks import Block
+from app.jobs.tasks import MEASURE_BLOCKS, Block
 from app.models import Job, JobEntry, Stage, utc_now
 from app.plans.planner import Search, candidate_name
 from app.plans.service import job_description, prepare_search
-from app.sensitivities.knowledge import Key, Sensitivity, Source, known
+from app.sensitivities.evidence import Key
+from app.sensitivities.knowledge import Knowledge, knowledge
 from app.sensitivities.rounds import Table, next_round
 from app.settings import Settings
 from workers.contracts import Candidate, ModelDescription
 from workers.sensitivity.sharding import work
-
-MEASURE_BLOCKS = tasks.PROBE_BLOCKS
-"""An entry is measured on so many blocks of the samples at most, one a round: the probes' blocks, so that both can be compared."""
 
 Further = dict[Block, list[tuple[str, Candidate]]]
 
@@ -28,25 +27,27 @@ Further = dict[Block, list[tuple[str, Candidate]]]
 def further_entries(session: Session, job_id: str) -> Further:
     """The entries whose measurement the plans of a job still need, by block of samples; empty when there are none.
 
-    Only jobs that refine estimates need any beyond those they begin with.
+    Only jobs with a regret need any beyond those they begin with.
     """
     job = session.get_one(Job, job_id)
     regret = job.request.get("regret")
     if regret is None:
         return {}
     description = job_description(session, job)
-    rows = known(session, job, description)
-    search = prepare_search(job, description, rows)
+    found = knowledge(session, job, description)
+    search = prepare_search(job, description, found.rows)
     blocks = tasks.cut(tasks.source_of(session, job).choice.used, MEASURE_BLOCKS)
     measured = _measured_until(session, job_id)
-    table = _table(search, {row.key: row for row in rows}, measured, blocks[-1][1])
+    table = _table(found, search, measured, blocks[-1][1])
+    if tasks.is_exact(job.request):
+        table = replace(table, thin=_thin(search, measured, blocks[0][1]))
     budgets = [
         search.sizes.budget_bits(text, search.counts) - search.fixed_bits for text in job.request["budgets"]
     ]
     reachable = [b for b in budgets if b >= search.problem.reduced.smallest]
-    found = next_round(table, reachable, regret=regret)
+    asked = next_round(table, reachable, regret=regret)
     wanted: list[tuple[Block, tuple[str, Candidate]]] = []
-    for unit, candidate in found.cells:
+    for unit, candidate in asked.cells:
         key = search.problem.units[unit], search.problem.label(unit, candidate)
         block = next(b for b in blocks if b[1] > measured.get(key, 0))
         wanted.append((block, (key[0], Candidate.parse(key[1]))))
@@ -103,24 +104,24 @@ def _measured_until(session: Session, job_id: str) -> dict[Key, int]:
     }
 
 
-def _table(
-    search: Search, rows: Mapping[Key, Sensitivity], measured: Mapping[Key, int], samples: int
-) -> Table:
+def _thin(search: Search, measured: Mapping[Key, int], first: int) -> NDArray[np.bool_]:
+    """Which entries were measured on the first block alone, bool [L, K]."""
     problem = search.problem
-    errors, still = np.zeros(problem.costs.shape), np.zeros(problem.costs.shape, np.bool_)
+    thin = np.zeros(problem.costs.shape, np.bool_)
     for i, unit in enumerate(problem.units):
         for k in range(int(problem.counts[i])):
-            key = unit, problem.label(i, k)
-            errors[i, k] = _error(rows[key], measured.get(key, 0), samples)
-            still[i, k] = measured.get(key, 0) < samples
-    return Table(problem=problem, errors=errors, open=still)
+            thin[i, k] = measured.get((unit, problem.label(i, k)), 0) <= first
+    return thin
 
 
-def _error(row: Sensitivity, measured: int, samples: int) -> float:
-    """How far a cost may be from what all samples would show: nothing where all were measured."""
-    if row.source is Source.ESTIMATED:
-        return row.model_error
-    rest = max(samples - measured, 0) / samples
-    # One sample alone tells nothing of its error: then it may be as large as the cost.
-    error = abs(row.mean) if row.standard_error is None else row.standard_error
-    return min(error, row.model_error or math.inf) * math.sqrt(rest)
+def _table(found: Knowledge, search: Search, measured: Mapping[Key, int], samples: int) -> Table:
+    problem = search.problem
+    length, width = problem.costs.shape
+    covariances, still = np.zeros((length, width, width)), np.zeros((length, width), np.bool_)
+    for i, unit in enumerate(problem.units):
+        offered = [problem.label(i, k) for k in range(int(problem.counts[i]))]
+        covariances[i, : len(offered), : len(offered)] = found.covariance(unit, offered)
+        still[i, : len(offered)] = [measured.get((unit, label), 0) < samples for label in offered]
+    variances = np.diagonal(covariances, axis1=1, axis2=2)
+    errors = np.sqrt(np.maximum(variances, 0.0))
+    return Table(problem=problem, errors=errors, open=still, covariances=covariances)

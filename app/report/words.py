@@ -3,7 +3,7 @@
 Standard library only, so that the command line can say them without a plotting library.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.report import quantities
@@ -246,7 +246,8 @@ def effort_words(result: Mapping[str, Any]) -> str:
     settings, samples = result["settings"], result["calibration"]["samples"]
     candidates = quantities.plural(len(rows), "candidate")
     if "estimator" not in settings:
-        return f"{candidates}, all of them measured."
+        raced = _raced(rows, samples) if settings.get("regret") is not None else ""
+        return f"{candidates}, all of them measured{raced}."
     if settings["estimator"] != "probe":
         return f"{candidates}, all of them scored by {settings['estimator']}; none was measured."
     estimated = f"{candidates}, all of them estimated by {quantities.plural(settings['probes'], 'probe')}"
@@ -258,6 +259,19 @@ def effort_words(result: Mapping[str, Any]) -> str:
     return (
         f"{estimated}; {quantities.count(len(measured))} that could change a plan {verb} measured: the work of "
         f"{quantities.number(passes)} entries on all samples instead of {quantities.count(len(rows))}."
+    )
+
+
+def _raced(rows: Sequence[Mapping[str, Any]], samples: int) -> str:
+    """On how many samples entries were measured, where plans decided that; empty where all were on all."""
+    fewest = min(row["samples"] for row in rows)
+    if fewest >= samples:
+        return ""
+    more = sum(row["samples"] > fewest for row in rows)
+    work = sum(row["samples"] for row in rows) / samples
+    return (
+        f" on {quantities.count(fewest)} of {quantities.count(samples)} samples or more, {quantities.count(more)} that could "
+        f"change a plan on more: the work of {quantities.number(work)} entries on all samples"
     )
 
 

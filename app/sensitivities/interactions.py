@@ -12,10 +12,10 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from app.jobs import tasks
-from app.models import Job, Measurement
-from app.plans.planner import Search, candidate_name
+from app.models import Job
+from app.plans.planner import Search
 from app.sensitivities import repository
-from app.sensitivities.knowledge import Key, estimates
+from app.sensitivities.evidence import Key, estimates, key_of
 from solver import Interactions
 from workers.contracts import Estimator, ModelDescription
 from workers.sampling import SampleBlock
@@ -63,7 +63,8 @@ def _sketches(session: Session, job: Job, description: ModelDescription) -> dict
     found: dict[Key, list[_Sketch]] = defaultdict(list)
     if tasks.is_exact(job.request):
         for row in repository.measurements(session, job.id, sketches=True):
-            found[_key(row)].append(_Sketch(samples=row.samples, block=None, sketch=row.sketch))
+            block = SampleBlock(start=row.block_start, stop=row.block_stop)
+            found[key_of(row)].append(_Sketch(samples=row.samples, block=block, sketch=row.sketch))
         return found
     estimated = estimates(session, job, description) if job.request["estimator"] == Estimator.PROBE else None
     if estimated is None:  # other estimators' scores are no changes of outputs
@@ -73,7 +74,3 @@ def _sketches(session: Session, job: Job, description: ModelDescription) -> dict
     for key, change in zip(estimated.keys, changes.astype("<f4"), strict=True):
         found[key].append(_Sketch(samples=samples, block=None, sketch=change.tobytes()))
     return found
-
-
-def _key(row: Measurement) -> Key:
-    return row.unit, candidate_name(row.bits, row.scheme, row.activation_bits)

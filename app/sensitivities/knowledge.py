@@ -1,7 +1,7 @@
 """What is known of a job's candidates: measured where there are measurements, estimated else."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -12,18 +12,12 @@ from sqlalchemy.orm import Session
 
 from app.jobs import tasks
 from app.jobs.offer import offer_of
-from app.models import Job, Measurement, ProbeResult
+from app.models import Job, Measurement
 from app.plans.planner import candidate_name
 from app.sensitivities import repository
-from app.sensitivities.correction import correct
-from workers.contracts import ModelDescription
-
-Key = tuple[str, str]
-"""Unit and candidate."""
-
-
-_MOST_PROJECTED = 3.0
-"""A projection changes a cost by this factor at most."""
+from app.sensitivities.belief import Belief, believe
+from app.sensitivities.evidence import Estimates, Key, covered, estimates, evidence_of, key_of, parts_of
+from workers.contracts import Estimator, ModelDescription
 
 
 class Source(StrEnum):
@@ -72,49 +66,84 @@ class Sensitivity:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Estimates:
-    """What a job's probes found.
+class Knowledge:
+    """What is known of a job's candidates.
 
-    Args:
-        keys: Unit and candidate of each row.
-        values: float64 ``[entries, probes, samples]``: a square's expectation over the signs is the sample's cost.
-        storage_bits: Of each entry, scales and zero points included.
+    Attributes:
+        rows: In the order of the offer; what is not known yet is left out.
+        places: Of each unit's candidates in ``covariances``.
+        covariances: Of each unit, float64 [K, K]: how far costs may be off those on all samples, together.
     """
 
-    keys: tuple[Key, ...]
-    values: NDArray[np.float64]
-    storage_bits: tuple[int, ...]
+    rows: tuple[Sensitivity, ...]
+    places: Mapping[str, Mapping[str, int]]
+    covariances: Mapping[str, NDArray[np.float64]]
 
-    @property
-    def means(self) -> NDArray[np.float64]:
-        """Estimated cost of each entry."""
-        return np.asarray(np.square(self.values).mean(axis=(1, 2)))
-
-    @property
-    def standard_errors(self) -> NDArray[np.float64]:
-        """Of the means, over samples, the noise of the signs included; 0 where there is one sample."""
-        per_sample = np.square(self.values).mean(axis=1)
-        count = per_sample.shape[1]
-        if count < 2:
-            return np.zeros(len(per_sample))
-        return np.asarray(per_sample.std(axis=1, ddof=1) / math.sqrt(count))
+    def covariance(self, unit: str, candidates: Sequence[str]) -> NDArray[np.float64]:
+        """Of the errors of some candidates of a unit, float64 [candidates, candidates]."""
+        at = [self.places[unit][candidate] for candidate in candidates]
+        return np.asarray(self.covariances[unit][np.ix_(at, at)])
 
 
 def known(session: Session, job: Job, description: ModelDescription) -> list[Sensitivity]:
-    """What is known of a job's candidates, in the order of its offer; what is not known yet is left out.
+    """What is known of a job's candidates, in the order of its offer; what is not known yet is left out."""
+    return list(knowledge(session, job, description).rows)
 
-    Estimates are corrected by what the measured entries of the same bit-width show.
+
+def knowledge(session: Session, job: Job, description: ModelDescription) -> Knowledge:
+    """What is known of a job's candidates and how far that may be off.
+
+    Where plans decide how many samples are measured, what was measured on some is projected to all, with the help of
+    estimates where there are any; these are corrected by what the measured entries of the same bit-width show.
     """
-    rows = repository.measurements(session, job.id)
+    request, rows = job.request, repository.measurements(session, job.id)
     found = {s.key: s for s in combined(rows)}
-    if not tasks.is_exact(job.request):
-        estimated = estimates(session, job, description)
-        if estimated is not None:
-            found |= {s.key: s for s in _projected(rows, found, estimated)}
-            others = {s.key: s for s in _estimated(job, description, estimated, found)}
-            found = others | {key: _less_sure(s, others[key]) for key, s in found.items()}
-    offer = ((unit, str(candidate)) for unit, candidate in offer_of(description, job.request))
-    return [found[key] for key in offer if key in found]
+    offer = [(unit, str(candidate)) for unit, candidate in offer_of(description, request)]
+    estimated = None if tasks.is_exact(request) else estimates(session, job, description)
+    keys = [key for key in offer if estimated is not None or key in found]
+    if not keys or (request.get("regret") is None and estimated is None):
+        return Knowledge(rows=tuple(found[key] for key in keys), places={}, covariances={})
+    used = tasks.source_of(session, job).choice.used
+    belief = believe(evidence_of(keys, rows, estimated, used=used, noisy=_noisy(request)))
+    places: dict[str, dict[str, int]] = {}
+    for unit, candidate in keys:
+        of_unit = places.setdefault(unit, {})
+        of_unit[candidate] = len(of_unit)
+    others = {} if estimated is None else _estimated(job, description, estimated, belief)
+    whole = {key for key, samples in covered(rows).items() if samples >= used}
+    believed = [
+        others[key]
+        if key not in found
+        else found[key]
+        if key in whole
+        else _projected(found[key], cost, error, used)
+        for key, cost, error in zip(keys, belief.costs.tolist(), belief.errors.tolist(), strict=True)
+    ]
+    return Knowledge(
+        rows=tuple(believed), places=places, covariances=dict(zip(places, belief.covariances, strict=True))
+    )
+
+
+def _noisy(request: Mapping[str, Any]) -> bool:
+    """Whether estimates rest on random signs."""
+    return bool(request.get("estimator") == Estimator.PROBE)
+
+
+def _projected(measured: Sensitivity, cost: float, error: float, used: int) -> Sensitivity:
+    """An entry measured on some of the samples, as it is believed to be on all.
+
+    Its standard error has two parts: how far that may be off the cost on these very samples, and how far the mean over so many
+    samples is off that of all there could be.
+    """
+    spread = measured.standard_error
+    return replace(
+        measured,
+        mean=cost,
+        standard_error=None
+        if spread is None
+        else math.hypot(error, spread * math.sqrt(measured.samples / used)),
+        model_error=error,
+    )
 
 
 def row_json(row: Sensitivity) -> dict[str, Any]:
@@ -129,7 +158,7 @@ def is_complete(session: Session, job: Job, description: ModelDescription) -> bo
         return False
     if tasks.is_exact(job.request):
         return entries.total > 0
-    parts = _parts(session, job, description)
+    parts = parts_of(session, job, description)
     return repository.probes_done(session, [part.key for part in parts]) == len(parts)
 
 
@@ -137,8 +166,7 @@ def combined(rows: Iterable[Measurement]) -> list[Sensitivity]:
     """One sensitivity for each entry, its blocks put together (Chan, Golub, LeVeque 1983), in the rows' order."""
     blocks: dict[Key, list[Measurement]] = {}
     for row in rows:
-        key = row.unit, candidate_name(row.bits, row.scheme, row.activation_bits)
-        blocks.setdefault(key, []).append(row)
+        blocks.setdefault(key_of(row), []).append(row)
     return [_together(parts) for parts in blocks.values()]
 
 
@@ -167,90 +195,28 @@ def _together(parts: Sequence[Measurement]) -> Sensitivity:
     )
 
 
-def estimates(session: Session, job: Job, description: ModelDescription) -> Estimates | None:
-    """What a job's probes found; ``None`` until all of it is there."""
-    parts = _parts(session, job, description)
-    results = repository.probe_results(session, [part.key for part in parts])
-    if len(results) < len(parts):
-        return None
-    blocks = [values_of(results[part.key]) for part in parts]
-    offer = offer_of(description, job.request)
-    return Estimates(
-        keys=tuple((unit, str(candidate)) for unit, candidate in offer),
-        values=np.concatenate(blocks, axis=2).swapaxes(0, 1),
-        storage_bits=tuple(results[parts[0].key].storage_bits),
-    )
-
-
-def values_of(result: ProbeResult) -> NDArray[np.float64]:
-    """The values of a part of the probes, float64 ``[probes, entries, samples]``."""
-    shape = result.probes, result.entries, result.samples
-    stored = np.frombuffer(result.values, dtype="<f4").reshape(shape)
-    return stored.astype(np.float64)
-
-
-def _parts(session: Session, job: Job, description: ModelDescription) -> tuple[tasks.ProbePart, ...]:
-    offer = offer_of(description, job.request)
-    return tasks.probe_parts(tasks.source_of(session, job), job.request, offer)
-
-
-def _projected(
-    rows: Sequence[Measurement], found: Mapping[Key, Sensitivity], estimated: Estimates
-) -> Iterator[Sensitivity]:
-    """What entries measured on a part of the samples would cost on all of them.
-
-    Samples differ in difficulty, and alike for a measurement and its estimate: the ratio of the estimate over all samples to
-    that over the measured ones takes most of this out (the ratio estimator, Cochran 1977, chapter 6). Blocks of measuring are
-    those of probing, so that both are about the same samples.
-    """
-    spans: dict[Key, list[slice]] = {}
-    for row in rows:
-        key = row.unit, candidate_name(row.bits, row.scheme, row.activation_bits)
-        spans.setdefault(key, []).append(slice(row.block_start, row.block_stop))
-    places = {key: place for place, key in enumerate(estimated.keys)}
-    samples = estimated.values.shape[2]
-    for key, parts in spans.items():
-        if key not in places or sum(part.stop - part.start for part in parts) >= samples:
-            continue
-        squares = np.square(estimated.values[places[key]])
-        seen = float(np.concatenate([squares[:, part] for part in parts], axis=1).mean())
-        if seen > 0:
-            ratio = min(max(float(squares.mean()) / seen, 1 / _MOST_PROJECTED), _MOST_PROJECTED)
-            error = found[key].standard_error
-            yield replace(
-                found[key],
-                mean=found[key].mean * ratio,
-                standard_error=None if error is None else error * ratio,
-            )
-
-
-def _less_sure(measured: Sensitivity, estimate: Sensitivity) -> Sensitivity:
-    """A measurement with the error that its projection may have: no more than that of the estimate, as a share."""
-    if estimate.mean <= 0:
-        return measured
-    return replace(measured, model_error=abs(measured.mean) * estimate.model_error / estimate.mean)
-
-
 def _estimated(
-    job: Job, description: ModelDescription, found: Estimates, measured: Mapping[Key, Sensitivity]
-) -> list[Sensitivity]:
+    job: Job, description: ModelDescription, found: Estimates, belief: Belief
+) -> dict[Key, Sensitivity]:
     """Estimates of all entries, corrected; their standard errors hold the correction's as well."""
-    request: Mapping[str, Any] = job.request
     units = {u.name: u for u in description.units}
-    offer = offer_of(description, request)
+    offer = offer_of(description, job.request)
     samples = found.values.shape[2]
-    seen = np.array([measured[key].mean if key in measured else math.nan for key in found.keys])
-    bits = np.array([candidate.bits for _, candidate in offer])
-    fitted = correct(found.means, seen, bits)
-    sampled = found.standard_errors * fitted.costs / np.maximum(found.means, 1e-300)
-    errors = np.hypot(fitted.errors, sampled)
-    rows = zip(offer, fitted.costs.tolist(), errors.tolist(), found.storage_bits, strict=True)
-    return [
-        Sensitivity(
+    sampled = found.standard_errors * belief.fitted / np.maximum(found.means, 1e-300)
+    numbers = zip(
+        found.keys,
+        belief.fitted.tolist(),
+        np.hypot(belief.fitted_errors, sampled).tolist(),
+        belief.fitted_errors.tolist(),
+        found.storage_bits,
+        strict=True,
+    )
+    return {
+        key: Sensitivity(
             unit=unit,
             bits=candidate.bits,
             scheme=str(candidate.scheme),
-            metric=request["predicts"],
+            metric=job.request["predicts"],
             size_bits=units[unit].weights * candidate.bits,
             storage_bits=storage,
             mean=mean,
@@ -261,7 +227,5 @@ def _estimated(
             activation_bits=candidate.activation_bits,
             model_error=model_error,
         )
-        for ((unit, candidate), mean, error, storage), model_error in zip(
-            rows, fitted.errors.tolist(), strict=True
-        )
-    ]
+        for (unit, candidate), (key, mean, error, model_error, storage) in zip(offer, numbers, strict=True)
+    }

@@ -3,23 +3,34 @@
 Every candidate has a cost and an error, from an estimate or from some of the samples. At a budget's plan and its price of a
 bit each candidate has a reduced cost: how much worse a plan would be that took it instead. What is expected to be lost by
 not taking it, because the error hides that it is better after all, is the expected improvement of Bayesian optimisation
-(Mockus 1975; Jones, Schonlau and Welch 1998). While these add up to more than the tolerated share of the plan's cost, the
-entries with the largest are measured, on one more block of samples.
+(Mockus 1975; Jones, Schonlau and Welch 1998). The entries with the largest are measured, on one more block of samples.
+
+Whether that is needed at all is asked of the solver: costs are drawn from their errors, and the plan is compared with the
+best one for each draw. Measuring ends when nine draws of ten lose no more than is tolerated. The expected improvements would
+tell as well, but too much: a unit with half of the weights is better or worse at a price, and yet has nothing to trade with.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from solver import Problem, solve
 
-_SHARE = 0.5
+_SHARE = 0.3
 """A round leaves about this part of what is tolerated open."""
 _NEAR = 0.3
 """Entries of a unit that are doubted this much, as a share of its most doubted one, are measured with it."""
+_SURE = 0.9
+"""Such a part of all draws must lose no more than is tolerated."""
+_DRAWS = 64
+_DRAW_TIME_LIMIT_S = 0.5
+_GAP = 1e-4
+"""Relative gap to which plans are searched for here; for draws a tenth of what is tolerated, if that is more."""
+_RACING = 0.5
+"""Without estimates such a part of what is tolerated is: few samples do not show how heavy the tails of costs are."""
 _LEAST = 1e-12
 """A plan counts as costing at least this share of the dearest entry: one that costs nothing has no share to tell."""
 _ERFC = np.frompyfunc(math.erfc, 1, 1)
@@ -33,11 +44,35 @@ class Table:
         problem: With the costs known so far, without a budget.
         errors: float64 [L, K], one standard deviation of each cost.
         open: bool [L, K], entries that can still be measured (further).
+        covariances: float64 [L, K, K], of the errors within each unit; ``None``: they are independent.
+        thin: bool [L, K], entries that are known from the first samples alone, without an estimate; ``None``: all are
+            estimated.
     """
 
     problem: Problem
     errors: NDArray[np.float64]
     open: NDArray[np.bool_]
+    covariances: NDArray[np.float64] | None = None
+    thin: NDArray[np.bool_] | None = None
+
+    def against(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Variance of the difference between each cost and that of the unit's choice, float64 [L, K]."""
+        at = np.arange(len(chosen))
+        variances = np.square(self.errors)
+        both = variances + variances[at, chosen][:, None]
+        if self.covariances is None:
+            return both
+        return np.asarray(np.maximum(both - 2.0 * self.covariances[at, chosen], 0.0))
+
+    def draws(self) -> NDArray[np.float64]:
+        """Costs as they may be, float64 [draws, L, K]: always the same ones for the same table."""
+        length, width = self.errors.shape
+        normal = np.random.default_rng(0).standard_normal((_DRAWS, length, width))
+        if self.covariances is None:
+            return np.asarray(self.problem.costs + normal * self.errors)
+        values, vectors = np.linalg.eigh(self.covariances)
+        roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+        return np.asarray(self.problem.costs + np.einsum("lkj,dlj->dlk", roots, normal))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,35 +81,73 @@ class Round:
 
     Attributes:
         cells: Pairs of unit and candidate index, the most useful first; empty when nothing more is needed.
-        expected_regret: Largest expected loss over the budgets, as a share of the plan's predicted cost.
+        likely_regret: What nine draws of ten lose at most, or all on average if that is more, as a share of the plan's
+            predicted cost; of all budgets the most.
     """
 
     cells: tuple[tuple[int, int], ...]
-    expected_regret: float
+    likely_regret: float
 
 
 def next_round(table: Table, budgets: Sequence[int], *, regret: float, time_limit_s: float = 5.0) -> Round:
     """Choose the entries whose error matters most to the plans of these budgets.
 
+    A plan takes what seems cheap, and so what only seems so. Where no estimates speak against it, its choices that could cost
+    as much as is tolerated are looked at on more samples than the first ones, whatever their error seems to be.
+
     Args:
         table: What is known.
         budgets: Whole bits, those that some plan keeps.
-        regret: Tolerated expected loss, as a share of a plan's predicted cost.
+        regret: Tolerated loss, as a share of a plan's predicted cost.
         time_limit_s: For each plan.
     """
     worst, doubts = 0.0, np.zeros(table.errors.shape)
+    unconfirmed = np.zeros(table.errors.shape, np.bool_)
+    if table.thin is not None:
+        regret *= _RACING
+    drawn = [replace(table.problem, costs=costs) for costs in table.draws()]
     for budget in budgets:
-        solution = solve(table.problem.with_budget(budget), time_limit_s=time_limit_s, relative_gap=1e-4)
+        solution = solve(table.problem.with_budget(budget), time_limit_s=time_limit_s, relative_gap=_GAP)
         if solution.choice_indices is None or solution.objective is None:
             continue
         chosen = solution.choice_indices
-        losses = expected_losses(table, chosen, solution.multipliers)
         scale = max(abs(solution.objective), _LEAST * float(np.abs(table.problem.costs).max()), 1e-300)
-        worst = max(worst, float(losses.max(axis=1).sum()) / scale)
-        doubts = np.maximum(doubts, _shared(losses, table.errors, chosen) / scale)
-    if worst <= regret:
-        return Round(cells=(), expected_regret=worst)
-    return Round(cells=tuple(_worth_most(doubts, table.open, _SHARE * regret)), expected_regret=worst)
+        at = np.arange(len(chosen))
+        if table.thin is not None:
+            dear = table.problem.costs[at, chosen] >= regret * scale
+            unconfirmed[at, chosen] |= table.thin[at, chosen] & dear
+        losses = expected_losses(table, chosen, solution.multipliers) / scale
+        expected = float(losses.max(axis=1).sum())
+        likely = 0.0
+        if expected > 0.0:
+            likely = likely_loss(drawn, budget, chosen, relative_gap=max(0.1 * regret, _GAP)) / scale
+        worst = max(worst, likely)
+        if likely > regret:
+            part = min(likely / expected, 1.0)
+            doubts = np.maximum(doubts, part * _shared(losses, table.errors, chosen))
+    cells = _worth_most(doubts, table.open, _SHARE * regret) if worst > regret else []
+    others = zip(*np.nonzero(unconfirmed & table.open), strict=True)
+    cells += [cell for cell in ((int(i), int(k)) for i, k in others) if cell not in set(cells)]
+    return Round(cells=tuple(cells), likely_regret=worst)
+
+
+def likely_loss(
+    drawn: Sequence[Problem], budget: int, chosen: NDArray[np.int64], *, relative_gap: float = _GAP
+) -> float:
+    """What a plan loses at most in nine draws of ten against the best plan of the draw, or on average if that is more.
+
+    Args:
+        drawn: The problem with costs as they may be, without a budget.
+        budget: Whole bits.
+        chosen: int64 [L], the plan.
+        relative_gap: To which the best plan is searched for.
+    """
+    at, losses = np.arange(len(chosen)), []
+    for problem in drawn:
+        best = solve(problem.with_budget(budget), time_limit_s=_DRAW_TIME_LIMIT_S, relative_gap=relative_gap)
+        if best.lower_bound is not None and math.isfinite(best.lower_bound):
+            losses.append(max(float(problem.costs[at, chosen].sum()) - best.lower_bound, 0.0))
+    return max(float(np.quantile(losses, _SURE)), float(np.mean(losses))) if losses else math.inf
 
 
 def expected_losses(
@@ -97,7 +170,7 @@ def expected_losses(
     for row in problem.rows:
         priced = priced + prices.get(row.name, 0.0) / row.scale * row.table
     reduced = priced - priced[at, chosen][:, None]
-    variance = np.square(table.errors) + np.square(table.errors[at, chosen])[:, None]
+    variance = table.against(chosen)
     slots, group_of = _moves(problem)
     reduced, own = (np.take_along_axis(of, slots, axis=1) for of in (reduced, variance))
     joint = _grouped(own, group_of)

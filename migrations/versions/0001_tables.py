@@ -224,6 +224,7 @@ def _measurements() -> None:
         sa.Column("standard_error", _DOUBLE, nullable=True),
         sa.Column("samples", sa.Integer(), nullable=False),
         sa.Column("seconds", _DOUBLE, nullable=False),
+        sa.Column("runs", sa.LargeBinary(), nullable=False),
         sa.Column("sketch", sa.LargeBinary(), nullable=True),
         sa.Column("created_at", _TIME, nullable=False),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_measurements")),

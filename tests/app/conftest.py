@@ -89,6 +89,16 @@ def description(units=UNITS, *, classes=10, extra_float_bits=3200):
     }
 
 
+def costs_of(entry, mean, samples):
+    """Costs of samples, a tenth of their mean as its standard error; of no entry like those of another."""
+    seed = [*f"{entry.unit} {entry.bits} {entry.scheme} {entry.block_start}".encode()]
+    costs = np.random.default_rng(seed).standard_normal(samples)
+    if samples < 2:
+        return np.full(samples, mean)
+    costs -= costs.mean()
+    return mean * (1 + 0.1 * samples**0.5 * costs / costs.std(ddof=1))
+
+
 class World:
     """Makes rows as the service and the workers would."""
 
@@ -184,6 +194,7 @@ class World:
                         storage_bits=size + 100,
                         mean=mean,
                         standard_error=mean / 10 if samples > 1 else None,
+                        runs=costs_of(entry, mean, samples).astype("<f8").tobytes(),
                         activation_bits=entry.activation_bits,
                         samples=samples,
                         seconds=0.5,

@@ -9,6 +9,7 @@ import click
 import pytest
 
 from app.cli.main import cli
+from app.jobs.rules import DEFAULT_REGRET
 from app.jobs.schemas import JobCreate
 from app.main import create_app
 from app.models.base import Base
@@ -136,7 +137,7 @@ def test_each_way_to_come_by_costs_is_documented() -> None:
     for name in (*Metric, *Estimator):
         assert f"`{name.value}`" in document, name
     defaults = JobCreate.model_fields
-    assert f"`--regret` ({defaults['regret'].default})" in document
+    assert f"`--regret` ({DEFAULT_REGRET})" in document
     assert f"random signs ({defaults['probes'].default})" in document
     for bits, error in PRIOR_ERRORS.items():
         assert f"{error * 100:g} % at {bits}" in document

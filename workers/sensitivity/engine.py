@@ -8,7 +8,7 @@ from workers.quant import storage_bits
 from workers.sensitivity.exact import exact_costs
 from workers.sensitivity.session import keep_prefixes, load_model, prepare, take_prefixes
 from workers.sensitivity.stacking import Stacking
-from workers.sensitivity.statistics import moments, require_samples
+from workers.sensitivity.statistics import moments, require_samples, run_means
 
 
 def measure(request: MeasureRequest) -> Iterator[Entry]:
@@ -39,7 +39,8 @@ def measure(request: MeasureRequest) -> Iterator[Entry]:
     stacking = Stacking(setup.program, setup.batches, memory_bytes=request.memory_bytes)
     found = exact_costs(setup, request.wanted, prefixes, stacking)
     for (name, candidate), measurement in zip(request.wanted, found, strict=True):
-        measured = moments(measurement.costs.numpy())
+        costs = measurement.costs.numpy()
+        measured = moments(costs)
         if request.block is None:
             require_samples(measured)
         size, storage = sizes(units[name], candidate)
@@ -56,6 +57,7 @@ def measure(request: MeasureRequest) -> Iterator[Entry]:
             seconds=measurement.seconds,
             squares=measured.squares,
             block=request.block,
+            runs=run_means(costs).astype("<f8").tobytes(),
             sketch=measurement.sketch,
         )
     keep_prefixes(request, prefixes)

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from workers.contracts import Measured
 from workers.errors import DatasetRefused
 
+MOST_RUNS = 64
+"""Costs are kept for so many runs of samples at most, whatever their number."""
+
 
 class Summary(Protocol):
     """What is known of the costs of some samples: an `Entry`, or `Moments`."""
@@ -63,6 +66,30 @@ def moments(costs: NDArray[np.float64]) -> Moments:
         return Moments(samples=0, mean=0.0, squares=0.0)
     mean = float(counted.mean())
     return Moments(samples=len(counted), mean=mean, squares=float(np.square(counted - mean).sum()))
+
+
+def run_lengths(samples: int) -> NDArray[np.int64]:
+    """How many samples each run has that a number of samples is cut into: about as many each, 64 runs at most."""
+    runs = min(samples, MOST_RUNS)
+    return np.diff(np.arange(runs + 1) * samples // max(runs, 1))
+
+
+def run_means(costs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean costs of runs of samples that follow each other.
+
+    Entries that were measured on the same samples are compared by them: how far their costs go together.
+
+    Args:
+        costs: ``[samples]``; NaN marks samples that do not count.
+
+    Returns:
+        One number for each of `run_lengths`; NaN where no sample counts.
+    """
+    starts = np.cumsum(run_lengths(len(costs))) - run_lengths(len(costs))
+    counted = ~np.isnan(costs)
+    counts = np.add.reduceat(counted.astype(np.float64), starts)
+    totals = np.add.reduceat(np.where(counted, costs, 0.0), starts)
+    return np.where(counts > 0, totals / np.maximum(counts, 1.0), np.nan)
 
 
 def combine(parts: Iterable[Summary]) -> Moments:

@@ -8,6 +8,7 @@ import pytest
 from app.cli.local import search
 from app.cli.options import plan_options, request_of, search_options
 from app.jobs.candidates import DEFAULT_CANDIDATES
+from app.jobs.rules import DEFAULT_REGRET
 from app.jobs.schemas import JobCreate
 
 
@@ -166,7 +167,6 @@ def test_the_help_tells_the_services_defaults() -> None:
     for name in (
         "candidates",
         "metric",
-        "regret",
         "probes",
         "seed",
         "holdout",
@@ -183,6 +183,9 @@ def test_the_help_tells_the_services_defaults() -> None:
         match = told[name]
         assert match is not None, name
         assert match[1] == text, name
+    regret = told["regret"]
+    assert regret is not None
+    assert regret[1] == f"{DEFAULT_REGRET:g} with auto, else none"
 
 
 def test_a_plan_takes_what_a_plan_request_takes() -> None:

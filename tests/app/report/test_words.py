@@ -179,6 +179,9 @@ def test_what_measuring_again_came_to(trials, words):
     ("settings", "sources", "words"),
     [
         ({}, "mmm", "3 candidates, all of them measured."),
+        ({"regret": 0.01}, "mmm", "3 candidates, all of them measured on 4 of 8 samples or more, 0 that could change"),
+        ({"regret": 0.01}, "fmm", "1 that could change a plan on more: the work of 2.00 entries on all samples."),
+        ({"regret": 0.01}, "fff", "3 candidates, all of them measured."),
         ({"estimator": "fit"}, "eee", "3 candidates, all of them scored by fit; none was measured."),
         ({"estimator": "probe", "probes": 2}, "eee", "estimated by 2 probes; none was measured."),
         ({"estimator": "probe", "probes": 2}, "eme", "1 that could change a plan was measured: the work of 0.500 entries"),
@@ -186,7 +189,7 @@ def test_what_measuring_again_came_to(trials, words):
     ],
 )  # fmt: skip
 def test_what_a_job_did_to_know_its_costs(settings, sources, words):
-    names = {"m": "measured", "e": "estimated"}
+    names = {"m": "measured", "f": "measured", "e": "estimated"}
     rows = [{"source": names[s], "samples": 4 if s == "m" else 8} for s in sources]
     said = effort_words({"settings": settings, "calibration": {"samples": 8}, "sensitivities": rows})
     assert words in said

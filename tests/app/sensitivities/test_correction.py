@@ -52,3 +52,15 @@ def test_entries_that_cost_nothing_say_nothing():
     measured = np.array([5.0, 0.0, 0.0, -1.0, 2.0, 2.0, 2.0, 2.0])
     found = correct(estimated, measured, np.full(8, 4))
     assert (found.costs == estimated).all()
+
+
+def test_what_measuring_adds_to_the_spread_is_not_the_estimates():
+    rng = np.random.default_rng(1)
+    estimated, bits = np.exp(rng.normal(0, 2, 4000)), np.full(4000, 4)
+    measured = estimated * (1 + 0.4 * rng.standard_normal(4000))
+    alone = correct(estimated, measured, bits, variances=np.full(4000, 0.4**2 - 0.2**2))
+    assert alone.errors / alone.costs == pytest.approx(np.full(4000, 0.2), rel=0.2)
+    noisy = correct(estimated, measured, bits, variances=np.full(4000, 0.4**2 - 0.2**2), noise=0.3)
+    assert noisy.errors == pytest.approx(0.3 * noisy.costs)
+    unknown = correct(estimated, np.full(4000, np.nan), bits, noise=0.2)
+    assert unknown.errors == pytest.approx(0.25 * estimated), "on top of the prior of 15 %"

@@ -13,10 +13,9 @@ from app.jobs.tasks import cut
 from app.models import Job, JobEntry, Measurement, Stage
 from app.plans.rounds import measure_further
 from app.plans.service import job_description
+from app.sensitivities.evidence import Estimates
 from app.sensitivities.knowledge import (
-    Estimates,
     Source,
-    _projected,
     combined,
     is_complete,
     known,
@@ -141,13 +140,14 @@ def test_estimates_fill_in_for_what_is_not_measured_in_the_order_of_the_offer(wo
 
     ask(world, job, [("q.weight", candidate(4))], (0, 10))
     assert not complete(world, job)
-    world.measure(job, cost=lambda _u, _b: 7.0)
+    world.measure(job, cost=lambda _u, _b: 1.2 * rows[3].mean)
     assert complete(world, job)
     then = knowledge(world, job)
     assert [s.key for s in then] == [s.key for s in rows]
-    assert [(i, s.mean, s.samples) for i, s in enumerate(then) if s.source is Source.MEASURED] == [
-        (3, 7.0, 10)
-    ]
+    assert [i for i, s in enumerate(then) if s.source is Source.MEASURED] == [3]
+    assert rows[3].mean < then[3].mean < 1.2 * rows[3].mean, "estimated and measured are weighed"
+    assert then[3].samples == 10
+    assert 0 < then[3].model_error < rows[3].model_error
     assert [s for s in then if s.source is Source.ESTIMATED] == [s for i, s in enumerate(rows) if i != 3]
 
 
@@ -163,29 +163,6 @@ def test_measured_entries_correct_the_estimates_of_their_width(world):
     assert rows["k.weight", "4:channel-symmetric"].source is Source.ESTIMATED
     assert rows["k.weight", "4:channel-symmetric"].mean == pytest.approx(3 * 4.0**-4)
     assert rows["k.weight", "2:channel-symmetric"].mean == pytest.approx(4.0**-2)
-
-
-def test_what_is_measured_on_some_samples_is_projected_to_all_of_them():
-    """Samples differ in difficulty by a factor of 30; measurements and estimates feel it alike."""
-    draw = np.random.default_rng(3)
-    difficulty = np.exp(draw.normal(0, 1, 40))
-    costs = 0.2 * difficulty * np.exp(draw.normal(0, 0.1, 40))
-    values = np.sqrt(0.25 * difficulty * np.exp(draw.normal(0, 0.1, (3, 40))))  # a quarter too high
-    estimated = Estimates(keys=(("u", "4:tensor-symmetric"),), values=values[None], storage_bits=(9,))
-    errors = []
-    for start, stop in cut(40, 4):
-        rows = [block_of(costs[start:stop], block_start=start, block_stop=stop)]
-        (measured,) = combined(rows)
-        (projected,) = _projected(rows, {measured.key: measured}, estimated)
-        errors.append((abs(measured.mean / costs.mean() - 1), abs(projected.mean / costs.mean() - 1)))
-        assert projected.standard_error / measured.standard_error == pytest.approx(
-            projected.mean / measured.mean
-        )
-    plain, better = np.mean(errors, axis=0)
-    assert better < 0.35 * plain
-    whole = [block_of(costs, block_start=0, block_stop=40)]
-    (measured,) = combined(whole)
-    assert list(_projected(whole, {measured.key: measured}, estimated)) == []
 
 
 def test_an_estimator_tells_costs_of_its_own(world):

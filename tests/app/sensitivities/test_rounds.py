@@ -111,14 +111,14 @@ def test_nothing_is_asked_for_where_everything_is_known():
     costs, weights = made_up(np.random.default_rng(0), 6)
     known = table_of(problem(costs, weights=weights), np.zeros(costs.shape))
     found = next_round(known, [4 * int(weights.sum())], regret=1e-9)
-    assert (found.cells, found.expected_regret) == ((), 0.0)
+    assert (found.cells, found.likely_regret) == ((), 0.0)
 
 
 def test_nothing_is_asked_for_below_the_tolerance_and_something_above():
     costs, weights = made_up(np.random.default_rng(1), 6)
     table = table_of(problem(costs, weights=weights), 0.1 * costs)
     budgets = [4 * int(weights.sum())]
-    expected = next_round(table, budgets, regret=1e-6).expected_regret
+    expected = next_round(table, budgets, regret=1e-6).likely_regret
     assert 0 < expected < 1
     assert next_round(table, budgets, regret=expected * 1.0001).cells == ()
     assert next_round(table, budgets, regret=expected * 0.9999).cells
@@ -128,8 +128,8 @@ def test_of_several_budgets_the_worst_counts_and_one_that_nothing_keeps_does_not
     costs, weights = made_up(np.random.default_rng(2), 6)
     table = table_of(problem(costs, weights=weights), 0.1 * costs)
     budgets = [k * int(weights.sum()) for k in (3, 4, 5)]
-    alone = [next_round(table, [b], regret=1e-6).expected_regret for b in budgets]
-    assert next_round(table, budgets, regret=1e-6).expected_regret == max(alone)
+    alone = [next_round(table, [b], regret=1e-6).likely_regret for b in budgets]
+    assert next_round(table, budgets, regret=1e-6).likely_regret == max(alone)
     assert next_round(table, [1], regret=1e-6).cells == ()
 
 
@@ -158,7 +158,7 @@ def test_the_most_doubtful_unit_comes_first_and_a_sure_one_not_at_all():
 def test_a_plan_that_costs_nothing_is_no_trouble():
     costs = np.array([[1e9, 0.0], [1e9, 0.0]])
     found = next_round(table_of(problem(costs, widths=(2, 4)), 0.3 * costs), [800], regret=0.01)
-    assert np.isfinite(found.expected_regret)
+    assert np.isfinite(found.likely_regret)
 
 
 # Played to the end ----------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def play(seed, units, *, regret, budgets_bits, off=0.2, noise=0.3, ties=()):
     return regrets, asked, truth.size
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     units=st.integers(1, 12),
@@ -215,11 +215,11 @@ def test_rounds_end_and_never_ask_the_same_twice(seed, units, regret, budgets, t
 
 def test_plans_cost_no_more_than_tolerated_on_average_and_little_is_measured():
     regret = 0.01
-    runs = [play(seed, 16, regret=regret, budgets_bits=[4.0]) for seed in range(60)]
+    runs = [play(seed, 16, regret=regret, budgets_bits=[4.0]) for seed in range(20)]
     found = np.array([regrets[0] for regrets, _, _ in runs])
     assert found.mean() <= regret
     assert (found <= regret).mean() >= 0.75
     assert np.quantile(found, 0.95) <= 4 * regret
     assert np.mean([len(asked) / (BLOCKS * cells) for _, asked, cells in runs]) < 0.2
-    unmeasured = [play(seed, 16, regret=100.0, budgets_bits=[4.0])[0][0] for seed in range(60)]
+    unmeasured = [play(seed, 16, regret=0.99, budgets_bits=[4.0])[0][0] for seed in range(20)]
     assert np.mean(unmeasured) > 3 * found.mean(), "measuring has to pay"

@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from workers.errors import DatasetRefused
-from workers.sensitivity.statistics import combine, moments, summarize
+from workers.sensitivity.statistics import (
+    MOST_RUNS,
+    combine,
+    moments,
+    run_lengths,
+    run_means,
+    summarize,
+)
 
 COSTS = st.lists(st.floats(-1e4, 1e4) | st.just(float("nan")), max_size=20)
 
@@ -37,3 +44,23 @@ def test_one_sample_has_no_standard_error_and_none_is_refused():
     assert summarize(np.array([2.0])).standard_error is None
     with pytest.raises(DatasetRefused, match="no sample has a label"):
         summarize(np.array([np.nan]))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 63, 64, 65, 100, 640, 1000])
+def test_runs_are_few_and_tell_the_mean(samples):
+    costs = np.random.default_rng(samples).normal(size=samples)
+    lengths, means = run_lengths(samples), run_means(costs)
+    assert len(lengths) == len(means) == min(samples, MOST_RUNS)
+    assert lengths.sum() == samples
+    assert lengths.max() - lengths.min() <= 1
+    ends = np.cumsum(lengths)
+    assert means == pytest.approx([costs[a:b].mean() for a, b in zip(ends - lengths, ends, strict=True)])
+
+
+def test_runs_leave_out_samples_that_do_not_count():
+    costs = np.arange(128.0)
+    costs[[0, 4, 5]] = np.nan
+    means = run_means(costs)
+    assert means[0] == 1.0
+    assert np.isnan(means[2])
+    assert means[3] == 6.5
