@@ -24,8 +24,8 @@ from app.plans.conclusion import is_better, is_remeasured
 from app.plans.planner import Search, candidate_name
 from app.plans.refinement import MIN_SAMPLES, Outcome, Positions, Turn, next_turn
 from app.plans.service import JobPlan, PlanLabel, add_plan, job_spec, search_of
+from app.sensitivities.evidence import values_of
 from app.sensitivities.interactions import MOST_CELLS
-from app.sensitivities.knowledge import values_of
 from solver import Interactions
 from workers.contracts import Candidate
 from workers.sensitivity.local_model import Trust, local_costs
