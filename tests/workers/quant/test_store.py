@@ -63,7 +63,7 @@ def test_other_weights_and_other_inputs_are_not_taken_for_those_known(weight, in
     store = QuantizedWeights()
     other = InputMoments(second=inputs.second.flip(1), matrix=inputs.matrix.flip(0, 1))
     for candidate in CANDIDATES:
-        for values, moments in ((weight, inputs), (weight * 2 + 1, inputs), (weight, other)):
+        for values, moments in ((weight, inputs), (weight, other), (weight * 2 + 1, other)):
             expected = fake_quantize(values, candidate, **AXES, inputs=moments)
             assert torch.equal(store.fake_quantize(INFO, values, candidate, moments), expected), str(
                 candidate
