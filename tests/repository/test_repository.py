@@ -159,7 +159,7 @@ def test_images_are_without_root_and_the_api_without_torch() -> None:
     assert stages["api"] == stages["worker"] == "runtime"
     runtime = dockerfile.split(" AS runtime\n")[1].split("\nFROM ")[0]
     assert re.search(r"^USER bitwright$", runtime, re.MULTILINE)
-    for stage, extra in (("api-build", "server"), ("worker-build", "worker")):
+    for stage, extra in (("api-build", "server"), ("worker-build", "huggingface,kernel")):
         body = dockerfile.split(f" AS {stage}\n")[1].split("\nFROM ")[0]
         assert f'--constraint constraints.txt ".[{extra}]"' in body
     assert not any("torch" in dependency for dependency in PROJECT["optional-dependencies"]["server"])
