@@ -147,8 +147,8 @@ def likely_loss(
     at, losses = np.arange(len(chosen)), []
     for problem in drawn:
         best = solve(problem.with_budget(budget), time_limit_s=_DRAW_TIME_LIMIT_S, relative_gap=relative_gap)
-        if best.lower_bound is not None and math.isfinite(best.lower_bound):
-            losses.append(max(float(problem.costs[at, chosen].sum()) - best.lower_bound, 0.0))
+        if best.objective is not None:
+            losses.append(max(float(problem.costs[at, chosen].sum()) - best.objective, 0.0))
     return max(float(np.quantile(losses, _SURE)), float(np.mean(losses))) if losses else math.inf
 
 
