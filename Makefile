@@ -60,8 +60,7 @@ check: lint types test ## Everything that must pass: format, style, types, impor
 
 bench: $(DEV) ## Measure the solver, and speed and plan quality on EfficientNet-Lite0 (ARGS="--quick": one scheme, few samples)
 	@$(PY) benchmarks/solver.py --quick
-	@$(PY) benchmarks/measure.py
-	@$(PY) benchmarks/auto.py
+	@$(PY) benchmarks/measure.py $(ARGS)
 	@$(PY) benchmarks/plan_quality.py --models efficientnet-lite0 $(ARGS)
 
 clean: ## Remove environment, caches and the demo's data

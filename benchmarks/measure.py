@@ -1,297 +1,285 @@
-"""Measuring by prefix reuse against the plain loop: time, equality, memory.
+"""Ways of coming by costs, in one run and one table: seconds, memory, entries measured, and what plans lose by it.
 
-Every entry (unit, candidate) is measured in all ways, unit by unit, one right after the other, so that a busy machine
-disturbs all alike: by the plain loop; by prefix reuse; with candidates stacked in one pass where that is faster;
-with output changes kept. Times are also given in units of one float pass over the calibration samples, passes being
-timed in between. The costs must be equal bit for bit; the program ends with 1 if they are not.
-Without arguments it builds EfficientNet-Lite0 and photos from installed packages (see
-``examples/efficientnet_lite0.py``)::
+The same search runs on the same samples in each way, in a data directory of its own, so that nothing is shared:
 
-    python benchmarks/measure.py --samples 8 --json measure.json
+* ``plain loop``: every entry (unit, candidate) a whole pass. Where that would take longer than ``--naive-minutes`` it is
+  reckoned, entries times one timed float pass over the number of workers, and only as many entries as fit are run, drawn at
+  random. What is run tells whether the exact table equals it, bit for bit; the program ends with 1 if it does not.
+* ``exact``: every entry by prefix reuse (``--metric kl`` or ``mse``).
+* ``racing``: every entry on a quarter of the samples, and on more where a plan may still change (with ``--regret``).
+* ``estimates``: Gauss-Newton probes, nothing measured (``--metric probe``).
+* ``auto``: estimates, and measuring where they leave a plan open.
+
+The *regret* of a way is what its plan for a budget costs more than the best one, both by the exact table; with ``--skip
+exact``, where that would take hours, by the table of racing. Seconds are wall-clock, until all costs are known; processor
+seconds are the workers'; *passes* are these in units of one float pass; memory is the most that one worker had (Linux).
+Without a model it builds EfficientNet-Lite0 and photos (see ``examples/efficientnet_lite0.py``)::
+
+    python benchmarks/measure.py --samples 64 --json measure.json
+    python benchmarks/measure.py --model minilm.pt2 --calibration c.safetensors --compare mse --samples 16
 """
 
 import argparse
 import json
-import resource
-import statistics
+import math
+import os
+import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from itertools import groupby
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
+ROOT = Path(__file__).resolve().parents[1]
+# In the place of this folder, where `solver.py` would hide the package of that name.
+sys.path[0:1] = [str(ROOT), str(ROOT / "examples")]
 
-from workers.contracts import Candidate, MeasureRequest, Metric, Scheme
-from workers.graph.allocator import keep_freed_memory
-from workers.graph.describe import describe
-from workers.intake.models import read_model
-from workers.sampling import SketchRequest
-from workers.sensitivity.exact import Setup, exact_costs, quantized
-from workers.sensitivity.naive import naive_costs
-from workers.sensitivity.prefixes import Prefixes
-from workers.sensitivity.session import prepare
-from workers.sensitivity.sharding import work
-from workers.sensitivity.stacking import Stacking
+from rich.console import Console  # noqa: E402 - from the folder just added
 
-MIB = 1 << 20
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-WAYS = {
-    "naive": "plain loop",
-    "exact": "prefix reuse",
-    "stacked": "  and stacking",
-    "sketched": "  and sketches",
-}
+from app.cli.service import tune_memory  # noqa: E402
+from benchmarks.measure_ways import (  # noqa: E402
+    Asked,
+    Entry,
+    FloatPass,
+    Found,
+    Plain,
+    float_pass,
+    offered,
+    plain_loop,
+    searched,
+)
+from workers.intake.packing import packed  # noqa: E402
 
-
-@dataclass
-class Clock:
-    """Wall-clock and CPU seconds of something done repeatedly."""
-
-    wall_s: list[float] = field(default_factory=list)
-    cpu_s: list[float] = field(default_factory=list)
-
-    def time(self, action: Callable[[], Any]) -> Any:
-        """Run something once."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        result = action()
-        self.cpu_s.append(time.process_time() - cpu)
-        self.wall_s.append(time.perf_counter() - wall)
-        return result
+BUDGETS = ("2.5 bits", "3 bits", "4 bits", "5 bits")
+CANDIDATES = (2, 3, 4, 5, 6, 8)
+WAYS = {"exact": "exact", "racing": "exact, racing", "probe": "estimates only", "auto": "auto"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """One way of measuring. Passes are in units of one float pass over the samples."""
+class Row:
+    """One way. ``regrets`` are shares, one for each budget; empty for the table that the others are held against.
 
-    wall_s: float
-    cpu_s: float
-    passes_per_entry_wall: float
-    passes_per_entry_cpu: float
-    speedup_wall: float
-    speedup_cpu: float
-    equal_entries: int
+    ``equal`` of ``compared`` entries have bit for bit the mean of the plain loop.
+    """
+
+    way: str
+    seconds: float
+    cpu_seconds: float
+    passes: float
+    entries_measured: int
+    work: float
+    peak_mib: float
+    speedup: float
+    reckoned: bool = False
+    regrets: tuple[float, ...] = ()
+    equal: int | None = None
+    compared: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What a run found."""
 
+    model: str
+    metric: str
     samples: int
-    batch_size: int
     units: int
     entries: int
-    threads: int
-    pass_wall_s: float
-    pass_cpu_s: float
-    naive: Way
-    exact: Way
-    stacked: Way
-    sketched: Way
-    stacked_batches: int
-    sketch_numbers: int
-    expected_passes_per_entry: float
-    quantizing_passes_per_entry_cpu: float
-    kept_values_mib: float
-    kept_outputs_mib: float
-    peak_process_mib: float
+    workers: int
+    budgets: tuple[str, ...]
+    reference: str
+    tolerated_regret: float
+    pass_seconds: float
+    pass_cpu_seconds: float
+    rows: tuple[Row, ...]
+
+
+def table_of(document: dict[str, Any]) -> dict[Entry, float]:
+    """Unit and candidate -> cost."""
+    return {(e["unit"], f"{e['bits']}:{e['scheme']}"): e["mean"] for e in document["sensitivities"]}
+
+
+def choices_of(plan: dict[str, Any]) -> list[Entry]:
+    """What the search by added costs found for a budget, whatever was handed over."""
+    own = plan["solver"].get("search") or plan
+    return [(unit, f"{choice['bits']}:{choice['scheme']}") for unit, choice in own["choices"].items()]
+
+
+def regrets(document: dict[str, Any], reference: dict[str, Any]) -> tuple[float, ...]:
+    """What plans cost more than those of the reference, by the reference's table."""
+    table = table_of(reference)
+
+    def price(plan: dict[str, Any]) -> float:
+        return math.fsum(table[entry] for entry in choices_of(plan))
+
+    pairs = zip(document["plans"], reference["plans"], strict=True)
+    return tuple(price(ours) / price(best) - 1.0 for ours, best in pairs)
+
+
+def row_of(way: str, found: Found, reference: Found, plain: Plain, unit: FloatPass) -> Row:
+    """A way's figures."""
+    rows, used = found.document["sensitivities"], found.document["calibration"]["samples"]
+    measured = [row for row in rows if row["source"] == "measured"]
+    table = table_of(found.document)
+    same = [table[entry] == mean for entry, mean in plain.means.items()] if way == "exact" else None
+    return Row(
+        way=way,
+        seconds=found.seconds,
+        cpu_seconds=found.cpu_seconds,
+        passes=found.cpu_seconds / unit.cpu_seconds,
+        entries_measured=len(measured),
+        work=sum(row["samples"] for row in measured) / used,
+        peak_mib=found.peak_mib,
+        speedup=plain.seconds / found.seconds,
+        regrets=() if found is reference else regrets(found.document, reference.document),
+        equal=None if same is None else sum(same),
+        compared=None if same is None else len(same),
+    )
+
+
+def plain_row(plain: Plain, entries: int, unit: FloatPass) -> Row:
+    """The plain loop's figures."""
+    return Row(
+        way="naive",
+        seconds=plain.seconds,
+        cpu_seconds=plain.cpu_seconds,
+        passes=plain.cpu_seconds / unit.cpu_seconds,
+        entries_measured=len(plain.means),
+        work=float(entries),
+        peak_mib=plain.peak_mib,
+        speedup=1.0,
+        reckoned=plain.reckoned,
+    )
+
+
+def compared(asked: Asked, skipped: set[str], minutes: float, folder: Path, console: Console) -> Result:
+    """Run every way, one after the other."""
+    entries = offered(asked)
+    unit = float_pass(asked)
+    console.print(f"one float pass takes {unit.seconds:.2f} s; plain loop:")
+    plain = plain_loop(asked, entries, unit, minutes)
+    found = {way: searched(asked, way, folder, console) for way in WAYS if way not in skipped}
+    reference = "exact" if "exact" in found else "racing"
+    rows = [row_of(way, each, found[reference], plain, unit) for way, each in found.items()]
+    document = found[reference].document
+    return Result(
+        model=asked.model.stem,
+        metric=asked.compare,
+        samples=document["calibration"]["samples"],
+        units=document["model"]["units"],
+        entries=len(entries),
+        workers=asked.workers,
+        budgets=asked.budgets,
+        reference=reference,
+        tolerated_regret=asked.regret,
+        pass_seconds=unit.seconds,
+        pass_cpu_seconds=unit.cpu_seconds,
+        rows=(plain_row(plain, len(entries), unit), *rows),
+    )
+
+
+def markdown(result: Result) -> str:
+    """The table, with what has to be known to read it."""
+    regret_heads = "".join(f" regret {budget} |" for budget in result.budgets)
+    lines = [
+        (
+            f"{result.model}: {result.units} units, {result.entries} entries, {result.samples} samples, metric "
+            f"{result.metric}, {result.workers} workers; one float pass takes {result.pass_seconds:.2f} s. Regrets are by "
+            f"the table of {WAYS[result.reference]}; tolerated: {100 * result.tolerated_regret:g} %."
+        ),
+        "",
+        f"| way | seconds | times plain | CPU s | passes | entries | work | MiB | equal |{regret_heads}",
+        "|---|" + "---:|" * (8 + len(result.budgets)),
+        *(_line(row, result) for row in result.rows),
+    ]
+    return "\n".join(lines)
+
+
+def _line(row: Row, result: Result) -> str:
+    name = "plain loop" + (" (reckoned)" if row.reckoned else "") if row.way == "naive" else WAYS[row.way]
+    losses = row.regrets or (None,) * len(result.budgets)
+    cells = [
+        name,
+        f"{row.seconds:.1f}",
+        f"{row.speedup:.1f}",
+        f"{row.cpu_seconds:.1f}",
+        f"{row.passes:.1f}",
+        str(row.entries_measured),
+        f"{row.work:.1f}",
+        f"{row.peak_mib:.0f}",
+        "" if row.equal is None else f"{row.equal}/{row.compared}",
+        *("" if loss is None else f"{100 * loss:.2f} %" for loss in losses),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """What was asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="a .pt2 file (default: EfficientNet-Lite0)")
-    parser.add_argument("--calibration", type=Path, help="its safetensors file (default: photos)")
-    parser.add_argument("--samples", type=int, default=8, help="calibration samples to use (default: 8)")
-    parser.add_argument("--batch-size", type=int, default=4, help="samples per pass (default: 4)")
-    parser.add_argument("--candidates", default="2,3,4,5,6,8", help="bit-widths (default: 2,3,4,5,6,8)")
     parser.add_argument(
-        "--scheme", default="channel-asymmetric", help="quantizer (default: channel-asymmetric)"
+        "--model", type=Path, help="a model file or Hugging Face folder; EfficientNet-Lite0 if not given"
     )
-    parser.add_argument("--units", type=int, help="measure only so many units, evenly spread (default: all)")
-    parser.add_argument("--metric", default="kl", choices=[m.value for m in Metric], help="default: kl")
-    parser.add_argument("--memory", type=int, default=2048, help="MiB for values kept between passes (2048)")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    options = parser.parse_args()
-    if (options.model is None) != (options.calibration is None):
-        parser.error("--model and --calibration belong together")
-    return options
-
-
-def request_of(options: argparse.Namespace, folder: Path) -> MeasureRequest:
-    """What is to be measured: every candidate of every unit."""
-    model, calibration = options.model, options.calibration
-    if model is None:
-        sys.path.insert(0, str(EXAMPLES))
-        import efficientnet_lite0  # noqa: PLC0415 - from the folder just added
-
-        assets = efficientnet_lite0.build(folder)
-        model, calibration = assets.model, assets.calibration
-    scheme = Scheme.parse(options.scheme)
-    candidates = [Candidate(bits=int(bits), scheme=scheme) for bits in options.candidates.split(",")]
-    units = describe(read_model(model)).units
-    if options.units is not None:
-        units = units[:: max(1, len(units) // options.units)]
-    return MeasureRequest(
-        model_path=str(model),
-        calibration_path=str(calibration),
-        metric=Metric(options.metric),
-        wanted=tuple((unit.name, candidate) for unit in units for candidate in candidates),
-        samples=options.samples,
-        batch_size=options.batch_size,
-        memory_bytes=options.memory * MIB,
+    parser.add_argument("--calibration", type=Path, help="its calibration data")
+    parser.add_argument("--compare", choices=["kl", "mse"], default="kl", help="what is compared")
+    parser.add_argument("--samples", type=int, help="calibration samples to use; all if not given")
+    parser.add_argument("--batch-size", type=int, default=16, help="samples per pass (default 16)")
+    parser.add_argument("--scheme", default="channel-asymmetric", help="quantizer scheme")
+    parser.add_argument("--candidates", type=int, nargs="+", help="bit-widths (default 2 3 4 5 6 8)")
+    parser.add_argument("--budget", action="append", help="may be repeated (default 2.5, 3, 4, 5 bits)")
+    parser.add_argument("--regret", type=float, default=0.01, help="tolerated (default 0.01)")
+    parser.add_argument("--probes", type=int, default=4, help="of estimates (default 4)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that measure")
+    parser.add_argument(
+        "--naive-minutes", type=float, default=2.0, help="most that the plain loop is really run (default 2)"
     )
-
-
-def float_pass(setup: Setup) -> None:
-    """The unit of time."""
-    for batch in range(len(setup.batches)):
-        setup.program.run(setup.batches.inputs_of(batch))
-
-
-@dataclass
-class Comparison:
-    """Entries measured in several ways, unit by unit."""
-
-    setup: Setup
-    request: MeasureRequest
-    clocks: dict[str, Clock] = field(default_factory=lambda: {way: Clock() for way in WAYS})
-    equal: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WAYS, 0))
-    passes: Clock = field(default_factory=Clock)
-    quantizing: Clock = field(default_factory=Clock)
-
-    def __post_init__(self) -> None:
-        memory, setup = self.request.memory_bytes, self.setup
-        room = max(0, memory - setup.reference.kept_bytes)
-        self.stacking = Stacking(setup.program, setup.batches, memory_bytes=memory)
-        self.prefixes = {
-            way: Prefixes(setup.program, setup.batches, memory_bytes=room) for way in WAYS if way != "naive"
-        }
-        sketching = setup.reference.with_sketches(SketchRequest(), self.request.seed)
-        self.sketching = replace(setup, reference=sketching)
-
-    def measure(self, entries: list[tuple[str, Candidate]]) -> None:
-        """All candidates of one unit, in all ways, one right after the other."""
-        self.passes.time(lambda: float_pass(self.setup))
-        expected = self.clocks["naive"].time(lambda: list(naive_costs(self.setup, entries)))
-        for way in WAYS:
-            if way != "naive":
-                found = self.clocks[way].time(partial(self._exact, way, entries))
-                self.equal[way] += sum(map(torch.equal, found, expected))
-        self.equal["naive"] += len(entries)
-        for entry in entries:
-            self.quantizing.time(partial(quantized, self.setup.program, self.setup.table, [entry]))
-
-    def _exact(self, way: str, entries: list[tuple[str, Candidate]]) -> list[torch.Tensor]:
-        setup = self.sketching if way == "sketched" else self.setup
-        stacking = self.stacking if way == "stacked" else None
-        return [found.costs for found in exact_costs(setup, entries, self.prefixes[way], stacking)]
-
-    def way(self, name: str) -> Way:
-        """Figures of one way."""
-        clock, naive, count = self.clocks[name], self.clocks["naive"], len(self.request.wanted)
-        wall, cpu = sum(clock.wall_s), sum(clock.cpu_s)
-        return Way(
-            wall_s=wall,
-            cpu_s=cpu,
-            passes_per_entry_wall=wall / count / statistics.median(self.passes.wall_s),
-            passes_per_entry_cpu=cpu / count / statistics.median(self.passes.cpu_s),
-            speedup_wall=sum(naive.wall_s) / wall,
-            speedup_cpu=sum(naive.cpu_s) / cpu,
-            equal_entries=self.equal[name],
-        )
-
-
-def compare(request: MeasureRequest, console: Console) -> Result:
-    """Measure every entry in every way."""
-    setup = prepare(request)
-    comparison = Comparison(setup, request)
-    float_pass(setup)
-    groups = [list(entries) for _, entries in groupby(request.wanted, key=lambda entry: entry[0])]
-    with console.status("measuring") as status:
-        for number, entries in enumerate(groups):
-            status.update(f"{number} of {len(groups)} units")
-            comparison.measure(entries)
-    projection = comparison.sketching.reference.projection
-    assert projection is not None
-    count = len(request.wanted)
-    pass_cpu = statistics.median(comparison.passes.cpu_s)
-    description = describe(read_model(Path(request.model_path)))
-    return Result(
-        samples=len(setup.batches.samples),
-        batch_size=setup.batches.size,
-        units=len(groups),
-        entries=count,
-        threads=torch.get_num_threads(),
-        pass_wall_s=statistics.median(comparison.passes.wall_s),
-        pass_cpu_s=pass_cpu,
-        naive=comparison.way("naive"),
-        exact=comparison.way("exact"),
-        stacked=comparison.way("stacked"),
-        sketched=comparison.way("sketched"),
-        stacked_batches=comparison.stacking.stacked,
-        sketch_numbers=projection.groups * projection.width,
-        expected_passes_per_entry=sum(work(description, request.wanted)) / count,
-        quantizing_passes_per_entry_cpu=sum(comparison.quantizing.cpu_s) / count / pass_cpu,
-        kept_values_mib=comparison.prefixes["exact"].peak_bytes / MIB,
-        kept_outputs_mib=setup.reference.kept_bytes / MIB,
-        peak_process_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    )
-
-
-def show(result: Result, console: Console) -> None:
-    """Print the result."""
-    console.print(
-        f"{result.entries} entries of {result.units} units, {result.samples} samples in batches of "
-        f"{result.batch_size}, {result.threads} threads"
-    )
-    console.print(f"one float pass: {result.pass_wall_s:.3f} s, CPU {result.pass_cpu_s:.3f} s")
-    table = Table("", "seconds", "CPU", "passes", "CPU", "speed-up", "CPU", "equal")
-    for name, title in WAYS.items():
-        way: Way = getattr(result, name)
-        numbers = (
-            f"{way.wall_s:.1f}",
-            f"{way.cpu_s:.1f}",
-            f"{way.passes_per_entry_wall:.3f}",
-            f"{way.passes_per_entry_cpu:.3f}",
-            f"{way.speedup_wall:.2f}",
-            f"{way.speedup_cpu:.2f}",
-            f"{way.equal_entries}/{result.entries}",
-        )
-        table.add_row(title, *numbers)
-    console.print(table)
-    console.print(
-        f"passes are per entry: {result.expected_passes_per_entry:.3f} as planned, of it quantizing "
-        f"{result.quantizing_passes_per_entry_cpu:.3f} (CPU); {result.stacked_batches} batches stacked; "
-        f"{result.sketch_numbers} numbers a sketch"
-    )
-    kept = f"values {result.kept_values_mib:.1f} MiB, outputs {result.kept_outputs_mib:.2f} MiB"
-    console.print(f"kept between passes: {kept}; peak of the process: {result.peak_process_mib:.0f} MiB")
+    parser.add_argument("--skip", nargs="+", choices=["exact", "probe", "auto"], default=[], help="ways")
+    parser.add_argument("--quick", action="store_true", help="8 samples, 3 widths, 2 budgets: a trial run")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write every number")
+    given = parser.parse_args()
+    if (given.model is None) != (given.calibration is None):
+        parser.error("--model and --calibration go together")
+    if given.quick:
+        given.samples = given.samples or 8
+        given.candidates = given.candidates or [2, 4, 8]
+        given.budget = given.budget or ["3 bits", "4 bits"]
+        given.naive_minutes = min(given.naive_minutes, 0.25)
+    return given
 
 
 def main() -> int:
-    """Run the comparison; 0 if all entries are equal."""
-    options = arguments()
-    keep_freed_memory()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    console = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        result = compare(request_of(options, Path(folder)), console)
-    show(result, console)
-    if options.json is not None:
-        options.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
-    ways = (result.exact, result.stacked, result.sketched)
-    return 0 if all(way.equal_entries == result.entries for way in ways) else 1
+    """Run the benchmark; 0 if the exact table equals the plain loop where both were run."""
+    given = arguments()
+    tune_memory()
+    if given.model is None:
+        import efficientnet_lite0  # noqa: PLC0415 - builds from packages that other models do not need
+
+        assets = efficientnet_lite0.build(ROOT / ".bitwright" / "benchmarks" / "assets")
+        given.model, given.calibration = assets.model, assets.calibration
+    folder = Path(tempfile.mkdtemp(prefix="bitwright-measure-"))
+    try:
+        with packed(given.model) as model:
+            asked = Asked(
+                model=model,
+                calibration=given.calibration,
+                compare=given.compare,
+                samples=given.samples,
+                batch_size=given.batch_size,
+                scheme=given.scheme,
+                candidates=tuple(given.candidates or CANDIDATES),
+                budgets=tuple(given.budget or BUDGETS),
+                regret=given.regret,
+                probes=given.probes,
+                workers=given.workers,
+            )
+            result = compared(asked, set(given.skip), given.naive_minutes, folder, Console(stderr=True))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(markdown(result))
+    if given.json:
+        given.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    return 0 if all(row.equal == row.compared for row in result.rows) else 1
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from solver import Problem, solve
 
 _SHARE = 0.3
 """A round leaves about this part of what is tolerated open."""
+_PART = 0.1
+"""A round is about such a part of the units at least, if so many are in doubt: each begins with passes over all prefixes."""
 _NEAR = 0.3
 """Entries of a unit that are doubted this much, as a share of its most doubted one, are measured with it."""
 _SURE = 0.9
@@ -123,8 +125,8 @@ def next_round(table: Table, budgets: Sequence[int], *, regret: float, time_limi
             likely = likely_loss(drawn, budget, chosen, relative_gap=max(0.1 * regret, _GAP)) / scale
         worst = max(worst, likely)
         if likely > regret:
-            part = min(likely / expected, 1.0)
-            doubts = np.maximum(doubts, part * _shared(losses, table.errors, chosen))
+            # Which entries are to blame is told by the losses, how much is to be settled by the draws.
+            doubts = np.maximum(doubts, likely / expected * _shared(losses, table.errors, chosen))
     cells = _worth_most(doubts, table.open, _SHARE * regret) if worst > regret else []
     others = zip(*np.nonzero(unconfirmed & table.open), strict=True)
     cells += [cell for cell in ((int(i), int(k)) for i, k in others) if cell not in set(cells)]
@@ -145,8 +147,8 @@ def likely_loss(
     at, losses = np.arange(len(chosen)), []
     for problem in drawn:
         best = solve(problem.with_budget(budget), time_limit_s=_DRAW_TIME_LIMIT_S, relative_gap=relative_gap)
-        if best.lower_bound is not None and math.isfinite(best.lower_bound):
-            losses.append(max(float(problem.costs[at, chosen].sum()) - best.lower_bound, 0.0))
+        if best.objective is not None:
+            losses.append(max(float(problem.costs[at, chosen].sum()) - best.objective, 0.0))
     return max(float(np.quantile(losses, _SURE)), float(np.mean(losses))) if losses else math.inf
 
 
@@ -226,7 +228,7 @@ def _worth_most(
     per_unit = doubts.max(axis=1)
     order = np.argsort(-per_unit, kind="stable")
     left = per_unit.sum() - np.cumsum(per_unit[order])
-    units = order[: int((left > rest).sum()) + 1]
+    units = order[: max(int((left > rest).sum()) + 1, math.ceil(_PART * len(order)))]
     return [
         (unit, int(k))
         for unit in units.tolist()
