@@ -118,11 +118,14 @@ def measuring(job: Job, entries: EntryCounts, now: datetime) -> Progress:
 
 
 def verifying(job: Job, plans: PlanCounts, now: datetime) -> Progress:
-    """Progress while plans are measured jointly; every plan takes about as long as any other."""
+    """Progress while plans are measured jointly; every plan takes about as long as any other.
+
+    What looking around them will find, and how long that takes, is not known before.
+    """
     eta: float | None = None
     if job.state is JobState.DONE:
         eta = 0.0
-    elif not job.state.final and plans.done and job.solved_at is not None:
+    elif not job.state.final and 0 < plans.done < plans.total and job.solved_at is not None:
         eta = _since(job.solved_at, now) / plans.done * (plans.total - plans.done)
     return Progress(
         stage=job.stage if not job.state.final else None,

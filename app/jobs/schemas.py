@@ -255,7 +255,7 @@ class ProgressRead(BaseModel):
 
     stage: Stage | None = Field(
         description="What is being done: `probe` (candidates are estimated), `measure`, `solve`, `verify` (plans are "
-        "measured); null when nothing is any more. With `auto` `measure` may follow on `solve`."
+        "measured, and measured again around); null when nothing is any more. With `auto` `measure` may follow on `solve`."
     )
     done: int
     total: int = Field(description="So far: `auto` asks for further entries as it goes on.")

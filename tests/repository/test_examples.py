@@ -81,3 +81,20 @@ def test_the_demo_compares_with_the_uniform_plan_of_the_same_average() -> None:
     said = " ".join(demo.gain({**plan(3.99, 0.5, 0.75), "baselines": baselines}).split())
     assert "0.500 instead of 2.00 nats (4\u00d7 less)" in said
     assert "75 % instead of 25 %" in said
+
+
+def test_the_benchmark_of_refinement_compares_with_the_plan_of_added_costs() -> None:
+    benchmark = load("benchmarks", "refinement")
+    added, other = (
+        {"choices": {"a": 1}, "measured": {}},
+        {"choices": {"a": 2}, "origin": "interactions", "budget": "4 bits"},
+    )
+    again = {"choices": {"a": 3}, "origin": "remeasured", "budget": "4 bits"}
+    handed = {**again, "solver": {"search": added}}
+    elsewhere = {**again, "budget": "3 bits"}
+    document = {"plans": [handed], "alternatives": [other, again, elsewhere]}
+    found = benchmark.plans_of(document, 0)
+    assert found == {"added costs": added, "interactions": other, "remeasured": again}
+    assert next(iter(found)) == "added costs"
+    kept = {"choices": {"a": 1}, "origin": "search", "budget": "4 bits"}
+    assert benchmark.plans_of({"plans": [kept], "alternatives": []}, 0) == {"added costs": kept}

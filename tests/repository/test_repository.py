@@ -234,7 +234,7 @@ def test_the_licence_is_there_and_the_changelog_has_an_unreleased_part() -> None
     assert re.search(r"^## Unreleased$", text("CHANGELOG.md"), re.MULTILINE)
 
 
-BENCHMARKS = ["activations", "measure", "plan_quality", "solver"]
+BENCHMARKS = ["activations", "measure", "plan_quality", "refinement", "solver"]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

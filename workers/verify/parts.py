@@ -45,13 +45,13 @@ def measure_parts(request: PlanRequest, parts: Sequence[PlanPart]) -> list[NDArr
     loaded = load_model(request.model_path, request.device, request.output)
     floats = load_float_outputs(request, loaded)
     variance = _variance(floats) if metric is Metric.MSE else 1.0
+    moments = None
+    if request.observation is not None:  # once, with what any of the plans needs
+        wanted = [choice for part in parts for choice in part.choices.items()]
+        moments = load_moments(request, loaded, request.observation, wanted)
     found = []
     for part in parts:
-        choices = list(part.choices.items())
-        moments = None
-        if request.observation is not None:
-            moments = load_moments(request, loaded, request.observation, choices)
-        override = quantized(loaded.program, loaded.table, choices, moments=moments)
+        override = quantized(loaded.program, loaded.table, list(part.choices.items()), moments=moments)
         batches = replace(floats.batches, samples=floats.batches.samples[list(part.positions)])
         costs = []
         for batch in range(len(batches)):

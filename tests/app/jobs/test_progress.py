@@ -81,6 +81,12 @@ def test_verification_knows_nothing_before_the_first_plan():
     )
 
 
+def test_how_long_plans_are_looked_around_is_not_known():
+    solved = NOW - timedelta(seconds=30)
+    progress = verifying(job(stage=Stage.VERIFY, solved_at=solved), PlanCounts(done=8, total=8), NOW)
+    assert (progress.fraction, progress.eta_seconds) == (1.0, None)
+
+
 def test_a_finished_job_is_done():
     progress = verifying(job(JobState.DONE, Stage.VERIFY, finished_at=NOW), PlanCounts(done=8, total=8), NOW)
     assert (progress.stage, progress.fraction, progress.eta_seconds) == (None, 1.0, 0.0)
