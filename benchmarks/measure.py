@@ -37,6 +37,7 @@ sys.path[0:1] = [str(ROOT), str(ROOT / "examples")]
 from rich.console import Console  # noqa: E402 - from the folder just added
 
 from app.cli.service import tune_memory  # noqa: E402
+from benchmarks.foretold import Error  # noqa: E402
 from benchmarks.measure_ways import (  # noqa: E402
     Asked,
     Entry,
@@ -74,6 +75,7 @@ class Row:
     regrets: tuple[float, ...] = ()
     equal: int | None = None
     compared: int | None = None
+    foretold: tuple[Error, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,7 @@ def row_of(way: str, found: Found, reference: Found, plain: Plain, unit: FloatPa
         regrets=() if found is reference else regrets(found.document, reference.document),
         equal=None if same is None else sum(same),
         compared=None if same is None else len(same),
+        foretold=found.foretold,
     )
 
 
@@ -191,8 +194,18 @@ def markdown(result: Result) -> str:
         f"| way | seconds | times plain | CPU s | passes | entries | work | MiB | equal |{regret_heads}",
         "|---|" + "---:|" * (8 + len(result.budgets)),
         *(_line(row, result) for row in result.rows),
+        "",
+        "Length of a stage as foretold after its first tenth, largest (median) error:",
+        *(f"- {WAYS[row.way]}: {_errors(row)}" for row in result.rows if row.foretold),
     ]
     return "\n".join(lines)
+
+
+def _errors(row: Row) -> str:
+    return ", ".join(
+        f"{error.stage} ({error.seconds:.0f} s) {100 * error.largest:.0f} % ({100 * error.median:.0f} %)"
+        for error in row.foretold
+    )
 
 
 def _line(row: Row, result: Result) -> str:

@@ -19,6 +19,7 @@ from app.cli.progress import job_progress
 from app.client import JobUpdate
 from app.local import Files, search
 from app.settings import Settings
+from benchmarks.foretold import Error, Foretold
 from workers.contracts import Candidate, MeasureRequest, Metric, Scheme
 
 MIB = 1 << 20
@@ -65,6 +66,7 @@ class Asked:
             "scheme": self.scheme,
             "samples": self.samples,
             "batch_size": self.batch_size,
+            "refine_rounds": 0,
         }
 
 
@@ -77,12 +79,14 @@ class Found:
         seconds: Wall-clock, until all costs were known.
         cpu_seconds: Of the workers in that time.
         peak_mib: Most memory that one of them had.
+        foretold: How wrong the times left were, by stage.
     """
 
     document: dict[str, Any]
     seconds: float
     cpu_seconds: float
     peak_mib: float
+    foretold: tuple[Error, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,7 @@ def searched(asked: Asked, way: str, folder: Path, console: Console) -> Found:
     """Run a search in a data directory of its own, so that nothing is shared with another way."""
     settings = Settings(data_dir=folder / way, workers=asked.workers)
     marks: dict[str, float] = {}
+    foretold = Foretold()
     console.print(f"{way}:")
     with Usage() as usage, job_progress(console) as progress:
 
@@ -178,6 +183,7 @@ def searched(asked: Asked, way: str, folder: Path, console: Console) -> Found:
             if stage in _MEASURING:
                 marks.setdefault("begin", usage.cpu_seconds)
                 marks["end"] = usage.cpu_seconds
+            foretold.update(update.progress)
             progress.update(update.state, update.progress)
 
         files = Files(model=asked.model, calibration=asked.calibration)
@@ -187,6 +193,7 @@ def searched(asked: Asked, way: str, folder: Path, console: Console) -> Found:
         seconds=document["seconds"]["measure"],
         cpu_seconds=marks.get("end", 0.0) - marks.get("begin", 0.0),
         peak_mib=usage.peak_mib,
+        foretold=tuple(foretold.close()),
     )
 
 

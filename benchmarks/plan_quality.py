@@ -51,6 +51,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "hessian-trace": {"probes": 2},  # second derivatives take longer than all other estimators together
 }
 """What a metric asks for beside its name."""
+UNREFINED: dict[str, Any] = {"refine_rounds": 0}
+"""What is compared is the metrics' own plans; only with the default are plans measured again around, as users have it."""
 QUICK: dict[str, Any] = {"budgets": (3.0, 4.0), "metrics": ("auto", "weight-mse"), "samples": 8, "random": 2}
 CONSOLE = Console(stderr=True)
 
@@ -136,6 +138,7 @@ class Run:
             "samples": self.given.samples or self.case.samples,
             "compare": compare,
             "metric": compare if metric in ("exact", "racing") else metric,
+            **({} if metric == "auto" else UNREFINED),
             **OPTIONS.get(metric, {}),
         }
         CONSOLE.print(f"{self.case.name}, {scheme}, {metric}:")
