@@ -2,6 +2,7 @@ import json
 import math
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from workers.errors import DatasetRefused, MeasurementFailed, ModelRefused, Requ
 from workers.quant import fake_quantize
 from workers.sensitivity.engine import measure
 from workers.sensitivity.metrics import COST_LIMIT
+from workers.sensitivity.statistics import run_lengths
 
 
 def eager_costs(case, unit, candidate, labels=None):
@@ -53,7 +55,12 @@ def test_entries_against_the_eager_model(make_case, metric, fixed_batch):
         channels = len(dict(case.module.named_parameters())[unit])
         assert entry.size_bits == weights * entry.bits
         assert entry.storage_bits == entry.size_bits + channels * (32 + entry.bits)
-    json.dumps([asdict(entry) for entry in entries], allow_nan=False)
+    # All but what is kept as bytes.
+    json.dumps([asdict(entry) | {"runs": None} for entry in entries], allow_nan=False)
+    for entry in entries:
+        runs = np.frombuffer(entry.runs, "<f8")
+        assert len(runs) == min(entry.samples, 64)
+        assert np.average(runs, weights=run_lengths(entry.samples)) == pytest.approx(entry.mean, abs=1e-12)
 
 
 def test_entries_do_not_depend_on_their_neighbours(make_case):
