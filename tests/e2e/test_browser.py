@@ -199,7 +199,7 @@ def test_a_job_that_estimates_goes_through_one_more_stage_and_may_measure_again(
     def enter(stage):
         with database.write() as session:
             row = session.get_one(Job, job)
-            row.stage, row.request = stage, row.request | {"probes": 4}
+            row.stage, row.request = stage, row.request | {"probes": 4, "regret": None}
 
     enter(Stage.PROBE)
     page = visit(f"/jobs/{job}")

@@ -22,7 +22,8 @@ from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save
 from torch import Tensor
 
 EXPORTER_VERSION: Final = 1
@@ -79,7 +80,7 @@ class Exported:
         Raises:
             SafetensorError, ValueError, KeyError, TypeError: The bytes are not what `to_bytes` gives.
         """
-        own = load(data)
+        own = read_tensors(data)
         index = json.loads(own["index"].numpy().tobytes())
 
         def found(kind: str) -> dict[str, Tensor]:
@@ -107,7 +108,7 @@ class ExportCache:
         self._artifact = artifact
         self.path = _path_beside(artifact)
 
-    def load(self, stored: dict[str, Tensor]) -> Exported | None:
+    def restore(self, stored: dict[str, Tensor]) -> Exported | None:
         """The export, if it is there and whole.
 
         Args:

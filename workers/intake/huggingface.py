@@ -57,7 +57,7 @@ def read_folder(archive: Archive, limits: Limits, cache: ExportCache | None = No
     check_names(archive.entries, shards)
     weights = read_weights(archive, sorted(set(shards.values())) if shards else [WEIGHTS], shards)
     config = read_config(archive.read(CONFIG), tensors=len(weights))
-    known = None if cache is None else cache.load(weights)
+    known = None if cache is None else cache.restore(weights)
     if known is not None:
         return _assembled(known, limits)
     with _quiet():

@@ -66,6 +66,6 @@ def test_plans_are_measured_by_the_weighted_sum(tmp_path: Path) -> None:
         expected = cost_of(net, data, plan["choices"])
         assert plan["measured"]["kl"]["calibration"] == pytest.approx(expected, rel=1e-3)
     for row in document["sensitivities"]:
-        if row["source"] == "measured":
+        if row["source"] == "measured" and row["samples"] == len(data):
             choice = {row["unit"]: {"bits": row["bits"], "scheme": row["scheme"]}}
             assert row["mean"] == pytest.approx(cost_of(net, data, choice), rel=1e-3, abs=1e-9)

@@ -94,7 +94,7 @@ def test_the_second_reading_is_the_same_model_without_an_export(artifact, read_o
 def test_weights_stay_in_the_folder(artifact, read_once):
     model = read_once[1]
     stored = sum(model.tensors[name].nbytes for name in model.parameters)
-    held = exported.load((artifact.parent / companions(artifact)[0]).read_bytes()[64:])
+    held = exported.read_tensors((artifact.parent / companions(artifact)[0]).read_bytes()[64:])
     assert sum(t.nbytes for name, t in held.items() if name not in ("program", "index")) < stored / 10
 
 
@@ -146,7 +146,7 @@ def test_where_nothing_can_be_kept_nothing_is_left(tmp_path, monkeypatch, hindra
     weights = {"w": torch.ones(100)}
     cache.keep(Exported(program=b"{}", weights=weights, constants={}, output="logits"), {})
     assert list(tmp_path.iterdir()) == []
-    assert cache.load({}) is None
+    assert cache.restore({}) is None
 
 
 def test_reading_it_back_is_no_pickle(artifact, no_export, monkeypatch):

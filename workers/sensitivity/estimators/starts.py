@@ -53,7 +53,10 @@ def gradient_of(
         return cost_gradient(reference.metric, before, output, mask=mask, variance=reference.variance)
     split = reference.packing.split
     found = [
-        weight * cost_gradient(part.metric, floats, values, mask=counted, variance=part.variance).flatten(1)
+        cost_gradient(part.metric, floats, values, mask=counted, variance=part.variance).reshape(
+            len(output), -1
+        )
+        * weight
         for part, floats, values, counted, weight in zip(
             reference.parts,
             split(before),
