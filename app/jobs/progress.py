@@ -1,15 +1,17 @@
 """How far a job is and how long it still takes: derived from rows, never stored."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import median
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from app.jobs import repository
-from app.jobs.repository import EntryCounts, PlanCounts, ProbeCounts
-from app.models import Job, JobState, Stage, utc_now
+from app.jobs.repository import EntryCounts, PlanCounts, ProbeCounts, TaskTimes
+from app.models import Job, JobState, Stage, TaskKind, TaskState, utc_now
 
 _NO_PLANS = PlanCounts(done=0, total=0)
 _NO_PROBES = ProbeCounts(done=0, total=0)
@@ -57,13 +59,16 @@ def progress_of_all(
     probes = repository.probe_counts(session, wanted[Stage.PROBE]) if wanted[Stage.PROBE] else {}
     entries = repository.entry_counts(session, measured) if measured else {}
     plans = repository.plan_counts(session, wanted[Stage.VERIFY]) if wanted[Stage.VERIFY] else {}
+    running = [job.id for job in jobs if job.state is JobState.RUNNING]
+    times = repository.task_times(session, running) if running else {}
 
     def progress(job: Job) -> Progress:
+        own = times.get(job.id, ())
         if stages[job.id] is Stage.VERIFY:
-            return verifying(job, plans.get(job.id, _NO_PLANS), now)
+            return verifying(job, plans.get(job.id, _NO_PLANS), now, own)
         if stages[job.id] is Stage.PROBE:
-            return probing(job, probes.get(job.id, _NO_PROBES), now)
-        return measuring(job, entries.get(job.id, _NO_ENTRIES), now)
+            return probing(job, probes.get(job.id, _NO_PROBES), now, own)
+        return measuring(job, entries.get(job.id, _NO_ENTRIES), now, own)
 
     return {job.id: progress(job) for job in jobs}
 
@@ -75,11 +80,11 @@ def _shown_stage(job: Job) -> Stage:
     return job.stage or (Stage.PROBE if "probes" in job.request else Stage.MEASURE)
 
 
-def probing(job: Job, probes: ProbeCounts, now: datetime) -> Progress:
+def probing(job: Job, probes: ProbeCounts, now: datetime, times: Sequence[TaskTimes] = ()) -> Progress:
     """Progress while candidates are estimated; every part of every probe takes about as long as any other."""
     eta: float | None = None
     if job.state is JobState.RUNNING and probes.done:
-        eta = _since(job.stage_started_at, now) / probes.done * (probes.total - probes.done)
+        eta = _tasks_left(times, TaskKind.PROBE, now)
     return Progress(
         stage=job.stage or (None if job.state.final else Stage.PROBE),
         done=probes.done,
@@ -91,21 +96,16 @@ def probing(job: Job, probes: ProbeCounts, now: datetime) -> Progress:
     )
 
 
-def measuring(job: Job, entries: EntryCounts, now: datetime) -> Progress:
-    """Progress while entries are measured, or while plans are made of them.
-
-    The speed is the work finished since the stage began over the time since then: what was measured before costs
-    nothing and says nothing about the speed.
-    """
-    elapsed = _since(job.stage_started_at or job.started_at, now)
+def measuring(job: Job, entries: EntryCounts, now: datetime, times: Sequence[TaskTimes] = ()) -> Progress:
+    """Progress while entries are measured, or while plans are made of them."""
     fraction = entries.done_work / entries.total_work if entries.total_work > 0 else 0.0
-    left = max(entries.total_work - entries.done_work, 0.0)
     eta: float | None = None
     # A search may need no entries at all: estimates come before it.
     if entries.done == entries.total and (entries.total or job.stage is Stage.SOLVE):
         fraction, eta = 1.0, 0.0
-    elif job.state is JobState.RUNNING and entries.fresh_work > 0 and elapsed > 0:
-        eta = left * elapsed / entries.fresh_work
+    elif job.state is JobState.RUNNING:
+        workers = sum(task.kind is TaskKind.MEASURE and task.state is TaskState.RUNNING for task in times)
+        eta = _work_left(entries, _since(job.stage_started_at or job.started_at, now), workers or 1, now)
     return Progress(
         stage=job.stage or (None if job.state.final else Stage.MEASURE),
         done=entries.done,
@@ -117,16 +117,16 @@ def measuring(job: Job, entries: EntryCounts, now: datetime) -> Progress:
     )
 
 
-def verifying(job: Job, plans: PlanCounts, now: datetime) -> Progress:
+def verifying(job: Job, plans: PlanCounts, now: datetime, times: Sequence[TaskTimes] = ()) -> Progress:
     """Progress while plans are measured jointly; every plan takes about as long as any other.
 
-    What looking around them will find, and how long that takes, is not known before.
+    How long plans are then looked around is not known.
     """
     eta: float | None = None
     if job.state is JobState.DONE:
         eta = 0.0
-    elif not job.state.final and 0 < plans.done < plans.total and job.solved_at is not None:
-        eta = _since(job.solved_at, now) / plans.done * (plans.total - plans.done)
+    elif not job.state.final and 0 < plans.done < plans.total:
+        eta = _tasks_left(times, TaskKind.VERIFY, now)
     return Progress(
         stage=job.stage if not job.state.final else None,
         done=plans.done,
@@ -136,6 +136,39 @@ def verifying(job: Job, plans: PlanCounts, now: datetime) -> Progress:
         eta_seconds=eta,
         elapsed_seconds=_elapsed(job, now),
     )
+
+
+def _work_left(entries: EntryCounts, elapsed: float, workers: int, now: datetime) -> float | None:
+    """Seconds that the entries still take: at the speed since the first ones, or else since the stage began.
+
+    What was measured before costs nothing and says nothing about the speed. Nor does what comes before a worker's first
+    entry: reading the model and running it in float happens once.
+    """
+    left = max(entries.total_work - entries.done_work, 0.0)
+    if entries.fresh_work <= 0.0 or elapsed <= 0.0:
+        return None
+    first, last = entries.first_at, entries.last_at
+    if first is not None and last is not None and last > first and entries.fresh > 2 * workers:
+        timed = entries.fresh_work * (entries.fresh - workers) / entries.fresh
+        return max(left * (last - first).total_seconds() / timed - _since(last, now), 0.0)
+    return left * elapsed / entries.fresh_work
+
+
+def _tasks_left(times: Sequence[TaskTimes], kind: TaskKind, now: datetime) -> float | None:
+    """Seconds that tasks of one kind still take, each as long as those that are done, on the workers that have one now."""
+    of_kind = [task for task in times if task.kind is kind]
+    lengths = [
+        (task.finished_at - task.started_at).total_seconds()
+        for task in of_kind
+        if task.state is TaskState.DONE and task.started_at and task.finished_at
+    ]
+    if not lengths:
+        return None
+    length = median(lengths)
+    running = [_since(task.started_at, now) for task in of_kind if task.state is TaskState.RUNNING]
+    waiting = sum(task.state is TaskState.PENDING for task in of_kind)
+    rest = math.fsum(max(length - age, 0.0) for age in running) + waiting * length
+    return rest / max(len(running), 1)
 
 
 def _elapsed(job: Job, now: datetime) -> float:

@@ -1,7 +1,9 @@
 """Queries for jobs."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import and_, case, func, insert, or_, select
 from sqlalchemy.orm import Session
@@ -25,13 +27,20 @@ from app.models import (
 
 @dataclass(frozen=True, kw_only=True)
 class EntryCounts:
-    """How much of a job is measured. ``fresh_work`` was done since its stage began, by it or by others."""
+    """How much of a job is measured.
+
+    Of what was done since its stage began, by it or by others: ``fresh`` entries, their ``fresh_work``, and when the first
+    and the last of them were finished.
+    """
 
     done: int
     total: int
     done_work: float
     total_work: float
+    fresh: int = 0
     fresh_work: float
+    first_at: datetime | None = None
+    last_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,16 @@ class PlanCounts:
 
     done: int
     total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTimes:
+    """When a task of a job's own began and ended; ``None`` where it has not."""
+
+    kind: TaskKind
+    state: TaskState
+    started_at: datetime | None
+    finished_at: datetime | None
 
 
 def get(session: Session, job_id: str) -> Job | None:
@@ -110,7 +129,10 @@ def entry_counts(session: Session, job_ids: Sequence[str]) -> dict[str, EntryCou
             func.count(Measurement.key).label("done"),
             func.sum(JobEntry.work).label("total_work"),
             func.sum(case((measured, JobEntry.work), else_=0.0)).label("done_work"),
+            func.count(case((fresh, 1))).label("fresh"),
             func.sum(case((fresh, JobEntry.work), else_=0.0)).label("fresh_work"),
+            func.min(case((fresh, Measurement.created_at))).label("first_at"),
+            func.max(case((fresh, Measurement.created_at))).label("last_at"),
         )
         .join(Job, Job.id == JobEntry.job_id)
         .join(Measurement, Measurement.key == JobEntry.key, isouter=True)
@@ -123,10 +145,28 @@ def entry_counts(session: Session, job_ids: Sequence[str]) -> dict[str, EntryCou
             total=row.total,
             done_work=row.done_work,
             total_work=row.total_work,
+            fresh=row.fresh,
             fresh_work=row.fresh_work,
+            first_at=row.first_at,
+            last_at=row.last_at,
         )
         for row in session.execute(query)
     }
+
+
+def task_times(session: Session, job_ids: Sequence[str]) -> dict[str, list[TaskTimes]]:
+    """When the tasks of jobs began and ended; not those of plans that were asked for later."""
+    query = (
+        select(Task.job_id, Task.kind, Task.state, Task.started_at, Task.finished_at)
+        .join(Plan, Plan.id == Task.plan_id, isouter=True)
+        .where(Task.job_id.in_(job_ids), or_(Plan.role.is_(None), Plan.role != PlanRole.ADHOC))
+    )
+    found: dict[str, list[TaskTimes]] = defaultdict(list)
+    for row in session.execute(query):
+        found[row.job_id].append(
+            TaskTimes(kind=row.kind, state=row.state, started_at=row.started_at, finished_at=row.finished_at)
+        )
+    return found
 
 
 def probe_counts(session: Session, job_ids: Sequence[str]) -> dict[str, ProbeCounts]:

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.jobs.progress import measuring, probing, progress_of, progress_of_all, verifying
-from app.jobs.repository import EntryCounts, PlanCounts, ProbeCounts
-from app.models import Job, JobState, Stage, utc_now
+from app.jobs.repository import EntryCounts, PlanCounts, ProbeCounts, TaskTimes
+from app.models import Job, JobState, Stage, TaskKind, TaskState, utc_now
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -15,9 +15,23 @@ def job(state=JobState.RUNNING, stage=Stage.MEASURE, **times):
     return Job(state=state, stage=stage, **{"started_at": NOW - timedelta(seconds=60)} | times)
 
 
-def counts(done=3, total=10, done_work=30.0, total_work=90.0, fresh_work=30.0):
+def counts(done=3, total=10, done_work=30.0, total_work=90.0, fresh_work=30.0, **fresh):
     return EntryCounts(
-        done=done, total=total, done_work=done_work, total_work=total_work, fresh_work=fresh_work
+        done=done, total=total, done_work=done_work, total_work=total_work, fresh_work=fresh_work, **fresh
+    )
+
+
+def ago(seconds):
+    return NOW - timedelta(seconds=seconds)
+
+
+def task(kind, state, started, finished=None):
+    """A task that began and ended so many seconds ago."""
+    return TaskTimes(
+        kind=kind,
+        state=state,
+        started_at=None if started is None else ago(started),
+        finished_at=None if finished is None else ago(finished),
     )
 
 
@@ -35,6 +49,21 @@ def test_what_was_measured_before_the_job_says_nothing_about_its_speed():
     progress = measuring(job(), counts(done=6, done_work=60.0, fresh_work=10.0), NOW)
     assert progress.fraction == pytest.approx(2 / 3)
     assert progress.eta_seconds == pytest.approx(180)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_comes_before_the_first_entries_does_not_slow_the_rest(workers):
+    # 40 s of reading, then 30 entries of work 1 in 15 rounds of 1 s (or 30) until 5 s ago; 60 are left.
+    rounds = 30 // workers
+    times = {"fresh": 30, "first_at": ago(5 + rounds - 1), "last_at": ago(5)}
+    running = [task(TaskKind.MEASURE, TaskState.RUNNING, 60)] * workers
+    progress = measuring(job(), counts(fresh_work=30.0, **times), NOW, running)
+    assert progress.eta_seconds == pytest.approx(60 / workers - 5)
+
+
+def test_a_job_whose_last_entry_is_late_has_no_less_than_no_time_left():
+    times = {"fresh": 30, "first_at": ago(500), "last_at": ago(490)}
+    assert measuring(job(), counts(done_work=89.0, fresh_work=30.0, **times), NOW).eta_seconds == 0.0
 
 
 def test_nothing_is_known_before_the_first_entry():
@@ -69,9 +98,19 @@ def test_a_job_that_ended_early_tells_how_far_it_came(state):
 
 def test_verification_counts_plans():
     solved = NOW - timedelta(seconds=30)
-    progress = verifying(job(stage=Stage.VERIFY, solved_at=solved), PlanCounts(done=2, total=8), NOW)
+    done = [task(TaskKind.VERIFY, TaskState.DONE, 30, 18), task(TaskKind.VERIFY, TaskState.DONE, 18, 10)]
+    others = [task(TaskKind.VERIFY, TaskState.RUNNING, 4), task(TaskKind.VERIFY, TaskState.RUNNING, 40)]
+    waiting = [task(TaskKind.VERIFY, TaskState.PENDING, None)] * 4
+    other_kind = [task(TaskKind.MEASURE, TaskState.DONE, 500, 100)]
+    progress = verifying(
+        job(stage=Stage.VERIFY, solved_at=solved),
+        PlanCounts(done=2, total=8),
+        NOW,
+        [*done, *others, *waiting, *other_kind],
+    )
     assert (progress.done, progress.total, progress.unit, progress.fraction) == (2, 8, "plans", 0.25)
-    assert progress.eta_seconds == pytest.approx(90)
+    # 10 s each on two workers; one has 6 s left, the other is late.
+    assert progress.eta_seconds == pytest.approx((4 * 10 + 6) / 2)
 
 
 def test_verification_knows_nothing_before_the_first_plan():
@@ -99,11 +138,14 @@ def test_rows_give_work_done_before_and_since_the_job_began(world):
     started = utc_now() - timedelta(seconds=10)
     job_ = world.job(model=model.id, dataset=dataset.id)
     world.start(job_, at=started)
-    world.measure(job_, 6)
+    world.measure(job_, 6, at=started + timedelta(seconds=5))
 
-    with world.database.read() as session:
-        row = session.get_one(Job, job_.id)
-        progress = progress_of(session, row, started + timedelta(seconds=20))
+    def look():
+        with world.database.read() as session:
+            row = session.get_one(Job, job_.id)
+            return progress_of(session, row, started + timedelta(seconds=20))
+
+    progress = look()
 
     from sqlalchemy import select
 
@@ -115,6 +157,9 @@ def test_rows_give_work_done_before_and_since_the_job_began(world):
     assert progress.done == 12
     assert progress.fraction == pytest.approx(sum(work[:12]) / sum(work))
     assert progress.eta_seconds == pytest.approx(20 * sum(work[12:]) / sum(work[6:12]))
+    world.measure(job_, 6, at=started + timedelta(seconds=15))
+    pace = 10 / (sum(work[6:18]) * 11 / 12)
+    assert look().eta_seconds == pytest.approx(max(sum(work[18:]) * pace - 5, 0))
 
 
 def test_plans_asked_for_later_do_not_count(world):
@@ -142,14 +187,18 @@ def test_a_list_asks_as_often_for_many_jobs_as_for_one(world):
         rows = [session.get_one(Job, j.id) for j in [*jobs, done]]
         statements.clear()
         progress = progress_of_all(session, rows)
-    assert len(statements) == 2
+    assert len(statements) == 2  # none of them runs: else one more, for all
     assert [progress[j.id].total for j in jobs] == [24] * 3
     assert (progress[done.id].unit, progress[done.id].done) == ("plans", 7)
 
 
 def test_probes_are_counted_in_tasks_and_take_equally_long():
     stage = NOW - timedelta(seconds=30)
-    progress = probing(job(stage=Stage.PROBE, stage_started_at=stage), ProbeCounts(done=3, total=4), NOW)
+    parts = [task(TaskKind.PROBE, TaskState.DONE, 33 - 11 * n, 22 - 11 * n) for n in range(3)]
+    parts.append(task(TaskKind.PROBE, TaskState.RUNNING, 1))
+    progress = probing(
+        job(stage=Stage.PROBE, stage_started_at=stage), ProbeCounts(done=3, total=4), NOW, parts
+    )
     assert (progress.stage, progress.done, progress.total, progress.unit) == (Stage.PROBE, 3, 4, "parts")
     assert (progress.fraction, progress.eta_seconds, progress.elapsed_seconds) == (
         0.75,
@@ -196,8 +245,9 @@ def test_a_job_that_estimates_shows_its_probes_first_and_then_the_entries_it_ask
     with world.database.write() as session:
         query = select(Task).where(Task.job_id == job_.id, Task.kind == TaskKind.PROBE, Task.ordinal < 2)
         for task in session.scalars(query):
-            task.state = TaskState.DONE
-    assert (look(20).fraction, look(20).eta_seconds) == (0.5, pytest.approx(20))
+            task.state, task.started_at = TaskState.DONE, utc_now()
+            task.finished_at = task.started_at + timedelta(seconds=7)
+    assert (look(20).fraction, look(20).eta_seconds) == (0.5, pytest.approx(14))
 
     world.estimate(job_)
     world.start(job_, Stage.SOLVE)
