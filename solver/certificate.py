@@ -56,9 +56,9 @@ def evaluate(problem: "Problem", choices: NDArray[np.int64]) -> Evaluation:
         return Evaluation(objective=math.inf, size_bits=0, row_values={}, violations=missing)
     # One flat index for all tables: pairs of indices take NumPy several times as long.
     at = choices + np.arange(0, problem.costs.size, problem.costs.shape[1])
-    objective = exact_sum(problem.costs.ravel()[at])
-    size = int(problem.sizes.ravel()[at].sum())
-    rows = {row.name: int(row.table.ravel()[at].sum()) for row in problem.rows}
+    objective = exact_sum(problem.costs.take(at))
+    size = int(problem.sizes.take(at).sum())
+    rows = {row.name: int(row.table.take(at).sum()) for row in problem.rows}
     violations = [row.name for row in problem.rows if rows[row.name] > row.limit]
     if problem.budget_bits is not None and size > problem.budget_bits:
         violations.append("size")

@@ -145,10 +145,8 @@ def search(  # noqa: PLR0913 - one core and how long to look
     if not len(core):
         return SearchResult(best=best, moves=moves, open_bound=math.inf, states=0)
     open_bound = math.inf
-    options = int(np.diff(core.pointer).max()) + 1
     for cap in caps:
-        affordable = _STATES_A_SECOND * (deadline - time.monotonic()) / options
-        kept = int(min(cap, max(_LEAST_CAP, affordable)))
+        kept = _affordable(core, cap, deadline - time.monotonic())
         attempt = Attempt(core=core, margin=margin, deadline=deadline, cap=kept, best=best)
         (run or run_round)(attempt)
         states += attempt.states
@@ -162,6 +160,15 @@ def search(  # noqa: PLR0913 - one core and how long to look
         if cap != caps[-1] and len(core.moves) <= _FOUR_OF and deadline - time.monotonic() > _FOUR_MOVES_S:
             best, moves = _four_moves(core, best, moves)
     return SearchResult(best=best, moves=moves, open_bound=open_bound, states=states)
+
+
+def _affordable(core: Core, cap: int, seconds: float) -> int:
+    """Most states to keep in a stage, such that none takes more than a part of the time left."""
+    looked = _STATES_A_SECOND * seconds
+    if looked >= cap * len(core.moves):
+        return cap
+    options = int(np.diff(core.pointer).max()) + 1
+    return int(min(cap, max(_LEAST_CAP, looked / options)))
 
 
 def _four_moves(
