@@ -1,6 +1,6 @@
 """What workers are asked, from a job's rows and files: requests of plain values, no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,45 +26,56 @@ CALIBRATION, EVALUATION = "calibration", "evaluation"
 
 def measure_request(settings: Settings, files: JobFiles, wanted: Sequence[WantedEntry]) -> MeasureRequest:
     """Entries of one block of samples."""
-    request = files.request
     return MeasureRequest(
-        model_path=str(verified_path(settings, files.model)),
-        calibration_path=str(verified_path(settings, files.calibration)),
-        metric=Metric(request["compare"]),
         wanted=tuple((entry.unit, entry.candidate) for entry in wanted),
-        seed=request["seed"],
-        samples=request["samples"],
-        indices=split_of(files).calibration,
-        batch_size=request["batch_size"],
-        output=request.get("output"),
-        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
-        memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
         block=sample_block(files, wanted[0].block),
         sketch=SketchRequest(),
-        observation=observation(settings, files),
+        **_on_calibration(settings, files),
     )
 
 
 def estimate_request(settings: Settings, files: JobFiles, task: ProbeTask) -> EstimateRequest:
     """One part of a job's probes."""
-    request = files.request
     return EstimateRequest(
-        model_path=str(verified_path(settings, files.model)),
-        calibration_path=str(verified_path(settings, files.calibration)),
-        metric=Metric(request["compare"]),
-        estimator=request["estimator"],
+        estimator=files.request["estimator"],
         wanted=task.offer,
-        probes=request["probes"],
-        seed=request["seed"],
-        samples=request["samples"],
-        indices=split_of(files).calibration,
-        batch_size=request["batch_size"],
-        output=request.get("output"),
-        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
-        memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
+        probes=files.request["probes"],
         block=sample_block(files, task.part.block),
-        observation=observation(settings, files),
+        **_on_calibration(settings, files),
     )
+
+
+def around_request(settings: Settings, files: JobFiles, at: Refinement) -> EstimateRequest:
+    """Probes around a plan."""
+    return EstimateRequest(
+        estimator=Estimator.PROBE.value,
+        wanted=at.offer,
+        probes=PROBES,
+        around={unit: candidate_of(choice) for unit, choice in at.base.items()},
+        **_on_calibration(settings, files),
+    )
+
+
+def _on_calibration(settings: Settings, files: JobFiles) -> dict[str, Any]:
+    """What measuring and estimating have in common: the model, the samples, what is compared, and how it is run."""
+    request = files.request
+    return {
+        "model_path": str(verified_path(settings, files.model)),
+        "calibration_path": str(verified_path(settings, files.calibration)),
+        "metric": Metric(request["compare"]),
+        "seed": request["seed"],
+        "samples": request["samples"],
+        "indices": split_of(files).calibration,
+        "batch_size": request["batch_size"],
+        "output": request.get("output"),
+        "compute_dtype": _compute_dtype(request),
+        "memory_bytes": min(request["memory_bytes"], settings.memory_bytes),
+        "observation": observation(settings, files),
+    }
+
+
+def _compute_dtype(request: Mapping[str, Any]) -> ComputeDtype:
+    return ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32))
 
 
 def observation(settings: Settings, files: JobFiles) -> Observation:
@@ -116,28 +127,6 @@ def calibration_request(settings: Settings, files: JobFiles, choices: dict[str, 
         indices=split_of(files).calibration,
         batch_size=request["batch_size"],
         output=request.get("output"),
-        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
+        compute_dtype=_compute_dtype(request),
         observation=observation(settings, files),
-    )
-
-
-def around_request(settings: Settings, files: JobFiles, at: Refinement) -> EstimateRequest:
-    """Probes around a plan."""
-    request = files.request
-    return EstimateRequest(
-        model_path=str(verified_path(settings, files.model)),
-        calibration_path=str(verified_path(settings, files.calibration)),
-        metric=Metric(request["compare"]),
-        estimator=Estimator.PROBE.value,
-        wanted=at.offer,
-        probes=PROBES,
-        seed=request["seed"],
-        samples=request["samples"],
-        indices=split_of(files).calibration,
-        batch_size=request["batch_size"],
-        output=request.get("output"),
-        compute_dtype=ComputeDtype(request.get("compute_dtype", ComputeDtype.FLOAT32)),
-        memory_bytes=min(request["memory_bytes"], settings.memory_bytes),
-        observation=observation(settings, files),
-        around={unit: candidate_of(choice) for unit, choice in at.base.items()},
     )

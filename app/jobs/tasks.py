@@ -95,23 +95,26 @@ def probe_parts(source: Source, request: Mapping[str, Any], offer: Offer) -> tup
     # Other scores than probes' do not add up over samples.
     blocks = cut(source.choice.used, PROBE_BLOCKS if estimator == Estimator.PROBE else 1)
     return tuple(
-        ProbePart(
-            block=block,
-            key=probe_key(
-                model_sha256=source.model_sha256,
-                dataset_sha256=source.dataset_sha256,
-                offer_sha256=sha256,
-                metric=source.metric,
-                estimator=estimator,
-                choice=source.choice,
-                probes=request["probes"],
-                block=block,
-                output=source.output,
-                compute_dtype=source.compute_dtype,
-            ),
-        )
+        probe_part(source, offer_sha256=sha256, estimator=estimator, probes=request["probes"], block=block)
         for block in blocks
     )
+
+
+def probe_part(source: Source, *, offer_sha256: str, estimator: str, probes: int, block: Block) -> ProbePart:
+    """A part of probes, with the key that its values are known by."""
+    key = probe_key(
+        model_sha256=source.model_sha256,
+        dataset_sha256=source.dataset_sha256,
+        offer_sha256=offer_sha256,
+        metric=source.metric,
+        estimator=estimator,
+        choice=source.choice,
+        probes=probes,
+        block=block,
+        output=source.output,
+        compute_dtype=source.compute_dtype,
+    )
+    return ProbePart(block=block, key=key)
 
 
 def queue_first(session: Session, job: Job, description: ModelDescription, settings: Settings) -> None:

@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 
 from app.jobs import tasks
 from app.jobs.entries import Source
-from app.jobs.keys import probe_key
 from app.jobs.offer import Offer
 from app.kit.ids import content_sha256
 from app.models import Job, JobEntry, Plan, PlanRole, PlanTrial, ProbeResult
@@ -180,20 +179,13 @@ def _base(session: Session, job: Job, plan: Plan, trials: Sequence[PlanTrial]) -
 
 
 def _part(source: Source, offer: Offer, base: Choices) -> tasks.ProbePart:
-    block = tasks.whole_block(source)
-    about = content_sha256({"offer": tasks.offer_sha256(offer), "around": base})
-    key = probe_key(
-        model_sha256=source.model_sha256,
-        dataset_sha256=source.dataset_sha256,
-        offer_sha256=about,
-        metric=source.metric,
+    return tasks.probe_part(
+        source,
+        offer_sha256=content_sha256({"offer": tasks.offer_sha256(offer), "around": base}),
         estimator=ESTIMATOR,
-        choice=source.choice,
         probes=PROBES,
-        block=block,
-        output=source.output,
+        block=tasks.whole_block(source),
     )
-    return tasks.ProbePart(block=block, key=key)
 
 
 def around_of(session: Session, part: tasks.ProbePart) -> Around | None:

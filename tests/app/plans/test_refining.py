@@ -22,6 +22,7 @@ from app.models import (
     TaskKind,
     TaskState,
 )
+from app.plans.refining import refinement_of
 from workers.errors import MeasurementFailed
 
 WEIGHTS = {"stem.weight": 216, "q.weight": 512, "k.weight": 256, "head.weight": 640}
@@ -285,3 +286,18 @@ def test_tasks_are_made_once_and_only_when_all_plans_are_verified(world):
         assert not store.refine_plans(session, job.id)
         made = session.scalars(select(Task).where(Task.job_id == job.id, Task.kind == TaskKind.REFINE)).all()
         assert sorted(t.ordinal for t in made) == [0, 1]
+
+
+@pytest.mark.parametrize("other", [{"compute_dtype": "model"}, {"seed": 1}], ids=str)
+def test_what_was_found_around_a_plan_serves_no_job_that_would_find_something_else(
+    world, refining, nature, look, other
+):
+    at = refining()
+    assert run(world, at) == DONE
+    with world.database.read() as session:
+        part = refinement_of(session, at.job.id, 0).part
+    with world.database.write() as session:
+        job = session.get_one(Job, at.job.id)
+        job.request = job.request | other
+    with world.database.read() as session:
+        assert refinement_of(session, at.job.id, 0).part.key != part.key
