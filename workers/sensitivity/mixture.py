@@ -122,7 +122,7 @@ class MixedReference:
             room -= packed.nbytes
             outputs.append(packed.clone() if room >= 0 else None)
         if variances is None:
-            variances = variances_of(packing, spreads)
+            variances = variances_of(packing.outputs, spreads)
         kept = [[None] * len(packing.outputs) if o is None else packing.split(o) for o in outputs]
         return cls(
             metric=metric,
@@ -185,11 +185,11 @@ class MixedReference:
         return np.concatenate(found).astype("<f4").tobytes()
 
 
-def variances_of(packing: Packing, spreads: Sequence[Spread]) -> tuple[float, ...]:
+def variances_of(outputs: Sequence[WeightedOutput], spreads: Sequence[Spread]) -> tuple[float, ...]:
     """What squared errors are related to; 1 for outputs that are compared otherwise."""
     return tuple(
         spread.variance() if output.metric is Metric.MSE else 1.0
-        for output, spread in zip(packing.outputs, spreads, strict=True)
+        for output, spread in zip(outputs, spreads, strict=True)
     )
 
 
@@ -205,4 +205,4 @@ def mixed_variances(program: Program, batches: Batches, packing: Packing) -> tup
         for output, part, spread in zip(packing.outputs, packing.split(packed), spreads, strict=True):
             check(output.metric, part, batches, batch)
             spread.add(part, batches.counted_of(batch, part))
-    return variances_of(packing, spreads)
+    return variances_of(packing.outputs, spreads)

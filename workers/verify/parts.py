@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -9,9 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.contracts import Candidate, Metric, PlanRequest
+from workers.mixtures import WeightedOutput, parse_mixture
+from workers.sensitivity.batches import Batches
 from workers.sensitivity.exact import quantized
+from workers.sensitivity.metrics import COST_LIMIT
+from workers.sensitivity.mixture import Packing, variances_of
 from workers.sensitivity.reference import FloatOutputs, Spread, first_output, sample_costs
-from workers.sensitivity.session import load_float_outputs, load_model, load_moments
+from workers.sensitivity.session import LoadedModel, load_float_outputs, load_model, load_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,28 +46,72 @@ def measure_parts(request: PlanRequest, parts: Sequence[PlanPart]) -> list[NDArr
         WorkerError: See `workers.verify.plan.measure_plan`.
         OSError: A file cannot be read.
     """
-    (metric,) = request.metrics
-    loaded = load_model(request.model_path, request.device, request.output)
+    loaded = load_model(request.model_path, request.device, request.output, request.compute_dtype)
     floats = load_float_outputs(request, loaded)
-    variance = _variance(floats) if metric is Metric.MSE else 1.0
+    comparison = _Comparison.of(request, loaded, floats)
     moments = None
     if request.observation is not None:  # once, with what any of the plans needs
         wanted = [choice for part in parts for choice in part.choices.items()]
         moments = load_moments(request, loaded, request.observation, wanted)
     found = []
     for part in parts:
-        override = quantized(loaded.program, loaded.table, list(part.choices.items()), moments=moments)
+        choices = list(part.choices.items())
+        override = quantized(loaded.program, loaded.table, choices, moments=moments, weights=loaded.weights)
         batches = replace(floats.batches, samples=floats.batches.samples[list(part.positions)])
         costs = []
         for batch in range(len(batches)):
             output = first_output(loaded.program.run(batches.inputs_of(batch), override), batches, batch)
             positions = part.positions[batch * batches.size : (batch + 1) * batches.size]
-            counted = batches.counted_of(batch, output)
-            costs.append(
-                sample_costs(metric, _rows(floats, positions), output, None, variance, counted=counted)
-            )
+            costs.append(comparison.costs(_rows(floats, positions), output, batches, batch))
         found.append(torch.cat(costs).double().numpy())
     return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Comparison:
+    """How outputs are compared: one, or several by their weighted sum.
+
+    Args:
+        outputs: Each with weight and metric.
+        variances: What squared errors of each are related to: over all samples, whatever part is measured.
+        packing: Where they lie in the first output; ``None`` for one, which is the first output.
+    """
+
+    outputs: tuple[WeightedOutput, ...]
+    variances: tuple[float, ...]
+    packing: Packing | None
+
+    @classmethod
+    def of(cls, request: PlanRequest, loaded: LoadedModel, floats: FloatOutputs) -> Self:
+        """What a request compares, with the variances of the float model's outputs."""
+        (metric,) = request.metrics
+        mixture = parse_mixture(request.output)
+        packing = None if mixture is None else Packing.of(loaded.model, mixture, floats.batches)
+        outputs = mixture or (WeightedOutput(name="", weight=1.0, metric=metric),)
+        unscaled = cls(outputs=outputs, variances=(), packing=packing)
+        if all(output.metric is not Metric.MSE for output in outputs):
+            return replace(unscaled, variances=(1.0,) * len(outputs))
+        spreads = [Spread() for _ in outputs]
+        for batch in range(len(floats.batches)):
+            for spread, part in zip(spreads, unscaled.split(floats.of(batch)), strict=True):
+                spread.add(part, floats.batches.counted_of(batch, part))
+        return replace(unscaled, variances=variances_of(outputs, spreads))
+
+    def split(self, first: Tensor) -> list[Tensor]:
+        """The outputs that the model's first output holds."""
+        return [first] if self.packing is None else self.packing.split(first)
+
+    def costs(self, before: Tensor, after: Tensor, batches: Batches, batch: int) -> Tensor:
+        """Cost of each sample of a batch, float64."""
+        total = torch.zeros(len(after), dtype=torch.float64)
+        for output, variance, reference, found in zip(
+            self.outputs, self.variances, self.split(before), self.split(after), strict=True
+        ):
+            counted = batches.counted_of(batch, found)
+            total += output.weight * sample_costs(
+                output.metric, reference, found, None, variance, counted=counted
+            )
+        return total.clamp_(max=COST_LIMIT)
 
 
 def _rows(floats: FloatOutputs, positions: Sequence[int]) -> Tensor:
@@ -73,12 +122,3 @@ def _rows(floats: FloatOutputs, positions: Sequence[int]) -> Tensor:
         inside = [position % size for position in positions if position // size == batch]
         rows.append(floats.of(batch)[inside])
     return torch.cat(rows)
-
-
-def _variance(floats: FloatOutputs) -> float:
-    spread = Spread()
-    batches = floats.batches
-    for batch in range(len(batches)):
-        output = floats.of(batch)
-        spread.add(output, batches.counted_of(batch, output))
-    return spread.variance()

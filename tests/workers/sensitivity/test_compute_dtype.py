@@ -1,5 +1,7 @@
 """Models of half precision measured in float32, or in their own type."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from workers.sensitivity import metrics
 from workers.sensitivity.engine import measure
 from workers.sensitivity.estimators.run import estimate
 from workers.sensitivity.session import load_model, prepare
+from workers.verify.parts import PlanPart, measure_parts
 from workers.verify.plan import measure_plan
 
 from .conftest import SmallLm
@@ -95,3 +98,19 @@ def test_plans_and_probes_follow(case):
     assert plans[0] == pytest.approx(plans[1], rel=0.5)
     assert (probes[0] != probes[1]).any()
     assert probes[0].sum() == pytest.approx(probes[1].sum(), rel=0.3)
+
+
+@pytest.mark.parametrize("dtype", ComputeDtype)
+def test_parts_of_samples_follow(case, dtype):
+    choices = dict(case.request().wanted)
+    plan = PlanRequest(
+        model_path=case.model_path,
+        data_path=case.calibration_path,
+        choices=choices,
+        compute_dtype=dtype,
+    )
+    samples = tuple(range(len(case.inputs[0])))
+    (costs,) = measure_parts(plan, [PlanPart(choices=choices, positions=samples)])
+    other = ComputeDtype.MODEL if dtype is ComputeDtype.FLOAT32 else ComputeDtype.FLOAT32
+    assert float(costs.mean()) == pytest.approx(measure_plan(plan)["kl"].mean, rel=1e-6)
+    assert float(costs.mean()) != measure_plan(replace(plan, compute_dtype=other))["kl"].mean

@@ -16,9 +16,11 @@ from workers.quant import fake_quantize
 from workers.sampling import SampleBlock, SketchForm, SketchRequest
 from workers.sensitivity.engine import measure
 from workers.sensitivity.estimators.run import estimate
+from workers.sensitivity.estimators.starts import gradient_of
 from workers.sensitivity.exact import quantized
 from workers.sensitivity.naive import naive_costs
 from workers.sensitivity.session import load_model, prepare
+from workers.verify.parts import PlanPart, measure_parts
 from workers.verify.plan import measure_plan
 
 from .conftest import SmallLm, TwoTowers
@@ -235,3 +237,44 @@ def test_the_text_form_is_one_form():
             WeightedOutput(name="a", weight=weight, metric=Metric.KL)
     with pytest.raises(RequestRefused):
         WeightedOutput(name="a", weight=1.0, metric=Metric.LOSS)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
+def test_parts_of_samples_are_compared_alike(make_case, mixture):
+    case = make_case(TwoTowers)
+    choices = dict(case.request().wanted)
+    request = PlanRequest(
+        model_path=case.model_path,
+        data_path=case.calibration_path,
+        choices={},
+        metrics=(Metric.KL,),
+        output=mixture,
+        batch_size=3,
+    )
+    everything = tuple(range(len(case.inputs[0])))
+    parts = [PlanPart(choices=choices, positions=everything), PlanPart(choices=choices, positions=(1, 4))]
+    whole, some = measure_parts(request, parts)
+    expected = naive(case, choices, mixture)
+    assert whole.tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-9)
+    assert some.tolist() == pytest.approx(expected[[1, 4]].tolist(), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
+def test_the_gradient_of_the_weighted_sum_is_that_of_automatic_differentiation(make_case, mixture):
+    case = make_case(TwoTowers)
+    reference = prepare(case.request(output=mixture, metric=Metric.KL)).reference
+    before = torch.cat([output.cpu() for output in reference.outputs])
+    after = (before + torch.randn(before.shape, generator=torch.Generator().manual_seed(5))).requires_grad_()
+    total = torch.zeros(())
+    parts = zip(reference.parts, reference.packing.weights, strict=True)
+    split = reference.packing.split
+    for (part, weight), p, q in zip(parts, split(before), split(after), strict=True):
+        if part.metric is Metric.KL:
+            log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+            costs = (log_p.exp() * (log_p - log_q)).sum(-1)
+        else:
+            costs = (p - q).square().mean(-1) / part.variance
+        total = total + weight * costs.reshape(len(costs), -1).mean(1).sum()
+    total.backward()
+    found = gradient_of(reference, before, after.detach(), None)
+    torch.testing.assert_close(found, after.grad, rtol=1e-4, atol=1e-6)
