@@ -12,6 +12,7 @@ from app.dispatch import requests, store
 from app.dispatch.shard import DONE, STOPPED, run_task
 from app.models import (
     Job,
+    JobEntry,
     JobState,
     Plan,
     PlanRole,
@@ -244,6 +245,18 @@ def test_passes_that_the_job_may_not_spend_are_not_spent(world, refining, nature
         job.request = job.request | {"max_passes": 1e-6}
     assert run(world, at) == DONE
     assert nature.probed == nature.measured == []
+
+
+@pytest.mark.parametrize(("more", "steps"), [(3.9, 0), (4.1, 1), (7.9, 1), (8.1, 2)])
+def test_a_step_costs_four_passes(world, refining, nature, look, more, steps):
+    nature.noise = 5.0  # no step helps: two are tried, if they may be
+    at = refining()
+    with world.database.write() as session:
+        job = session.get_one(Job, at.job.id)
+        spent = sum(session.scalars(select(JobEntry.work).where(JobEntry.job_id == job.id)))
+        job.request = job.request | {"max_passes": spent + more}
+    assert run(world, at) == DONE
+    assert len(trials(look, at.job)) == steps
 
 
 def test_few_samples_tell_nothing(world, refining, nature, look):
