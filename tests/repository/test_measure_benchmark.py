@@ -1,0 +1,153 @@
+"""The measuring benchmark's own honesty: what it calls equal, what it reckons, and what it says that plans lose."""
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import nn
+
+from app.export import export_model, write_dataset
+from workers.contracts import Candidate, MeasureRequest, Metric
+from workers.sensitivity.engine import measure
+
+ROOT = str(Path(__file__).resolve().parents[2])
+BURN = "import time\nwhile time.process_time() < 1.2: sum(range(1000))"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[tuple[ModuleType, ModuleType]]:
+    kept = list(sys.path)
+    sys.path.insert(0, ROOT)
+    try:
+        yield (
+            importlib.import_module("benchmarks.measure"),
+            importlib.import_module("benchmarks.measure_ways"),
+        )
+    finally:
+        sys.path[:] = kept
+
+
+class InThisProcess:
+    """In place of a pool of processes: the same calls, one after the other."""
+
+    def __init__(self, *_args: object) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None: ...
+
+    map = staticmethod(map)
+
+
+@pytest.fixture
+def asked(benchmark: tuple[ModuleType, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    _, ways = benchmark
+    monkeypatch.setattr(ways, "ProcessPoolExecutor", InThisProcess)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    data = torch.randn(7, 6)
+    model = export_model(module, data[:2], tmp_path / "net.pt2")
+    write_dataset(tmp_path / "c.safetensors", {model.input_names[0]: data})
+    return ways.Asked(
+        model=model.path,
+        calibration=tmp_path / "c.safetensors",
+        compare="kl",
+        samples=None,
+        batch_size=3,
+        scheme="channel-asymmetric",
+        candidates=(2, 3, 4, 8),
+        budgets=("4 bits",),
+        regret=0.01,
+        probes=4,
+        workers=2,
+    )
+
+
+def exact(asked: Any, entries: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    request = MeasureRequest(
+        model_path=str(asked.model),
+        calibration_path=str(asked.calibration),
+        metric=Metric.KL,
+        wanted=tuple((unit, Candidate.parse(candidate)) for unit, candidate in entries),
+        batch_size=3,
+    )
+    return {entry: found.mean for entry, found in zip(entries, measure(request), strict=True)}
+
+
+def test_the_plain_loop_gives_the_exact_table(benchmark: tuple[ModuleType, ModuleType], asked: Any) -> None:
+    _, ways = benchmark
+    entries = ways.offered(asked)
+    assert len(entries) == 2 * 4
+    plain = ways.plain_loop(asked, entries, ways.FloatPass(seconds=0.01, cpu_seconds=0.01), minutes=1.0)
+    assert not plain.reckoned
+    assert plain.means == exact(asked, entries)
+
+
+def test_what_would_take_too_long_is_reckoned(benchmark: tuple[ModuleType, ModuleType], asked: Any) -> None:
+    _, ways = benchmark
+    entries = ways.offered(asked)
+    # 60 s on two workers are time for six passes of 20 s.
+    plain = ways.plain_loop(asked, entries, ways.FloatPass(seconds=20.0, cpu_seconds=19.0), minutes=1.0)
+    assert plain.reckoned
+    assert len(plain.means) == 6
+    assert (plain.seconds, plain.cpu_seconds) == (8 * 20.0 / 2, 8 * 19.0)
+    few = ways.plain_loop(asked, entries, ways.FloatPass(seconds=1e6, cpu_seconds=1.0), minutes=1.0)
+    assert len(few.means) == 4, "two for each worker, to compare at all"
+
+
+def test_processes_below_this_one_are_looked_after(benchmark: tuple[ModuleType, ModuleType]) -> None:
+    _, ways = benchmark
+    with ways.Usage() as usage:
+        subprocess.run([sys.executable, "-c", BURN], check=True)
+    assert 0.5 < usage.cpu_seconds < 5.0
+    assert usage.peak_mib > 1
+
+
+def document(choices: dict[str, int], costs: dict[tuple[str, int], float], **plan: Any) -> dict[str, Any]:
+    scheme = "channel-asymmetric"
+    return {
+        "plans": [
+            {"choices": {u: {"bits": b, "scheme": scheme} for u, b in choices.items()}, "solver": {}, **plan}
+        ],
+        "sensitivities": [
+            {"unit": u, "bits": b, "scheme": scheme, "mean": cost, "source": "measured", "samples": 8}
+            for (u, b), cost in costs.items()
+        ],
+        "calibration": {"samples": 8},
+        "seconds": {"measure": 2.0},
+    }
+
+
+TABLE = {("a", 2): 4.0, ("a", 4): 1.0, ("b", 2): 3.0, ("b", 4): 0.5}
+
+
+def test_regret_is_by_the_reference_table_and_of_the_searchs_own_plan(
+    benchmark: tuple[ModuleType, ModuleType],
+) -> None:
+    script, _ = benchmark
+    best = document({"a": 4, "b": 2}, TABLE)
+    wrong_table = dict.fromkeys(TABLE, 99.0)
+    ours = document({"a": 2, "b": 4}, wrong_table)
+    assert script.regrets(ours, best) == pytest.approx([4.5 / 4.0 - 1])
+    handed_over = document({"a": 4, "b": 4}, wrong_table, solver={"search": ours["plans"][0]})
+    assert script.regrets(handed_over, best) == pytest.approx([4.5 / 4.0 - 1])
+
+
+def test_one_entry_that_differs_is_told(benchmark: tuple[ModuleType, ModuleType]) -> None:
+    script, ways = benchmark
+    found = ways.Found(
+        document=document({"a": 4, "b": 2}, TABLE), seconds=2.0, cpu_seconds=3.0, peak_mib=5.0, foretold=()
+    )
+    means = {(u, f"{b}:channel-asymmetric"): cost for (u, b), cost in TABLE.items()}
+    means["a", "2:channel-asymmetric"] += 1e-12
+    plain = ways.Plain(means=means, seconds=9.0, cpu_seconds=8.0, peak_mib=1.0, reckoned=False)
+    row = script.row_of("exact", found, found, plain, ways.FloatPass(seconds=1.0, cpu_seconds=1.5))
+    assert (row.equal, row.compared) == (3, 4)
+    assert (row.speedup, row.passes, row.work, row.regrets) == (4.5, 2.0, 4.0, ())
