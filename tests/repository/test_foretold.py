@@ -52,3 +52,7 @@ def test_every_stage_has_its_own_error_and_one_that_told_nothing_has_none(module
     ]
     errors = told(module, documents, 25.0)
     assert [(e.stage, e.largest) for e in errors] == [("measure", 0.0), ("verify", 0.0)]
+
+
+def test_a_stage_that_is_over_at_once_has_no_error(module):
+    assert told(module, [(5.0, "solve", 0.5, 1.0)], 5.0) == []

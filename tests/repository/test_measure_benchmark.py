@@ -90,6 +90,13 @@ def test_the_plain_loop_gives_the_exact_table(benchmark: tuple[ModuleType, Modul
     assert plain.means == exact(asked, entries)
 
 
+def test_a_float_pass_is_timed(benchmark: tuple[ModuleType, ModuleType], asked: Any) -> None:
+    _, ways = benchmark
+    found = ways._timed_pass(asked)
+    assert 0 < found.seconds < 5
+    assert 0 < found.cpu_seconds < 5
+
+
 def test_what_would_take_too_long_is_reckoned(benchmark: tuple[ModuleType, ModuleType], asked: Any) -> None:
     _, ways = benchmark
     entries = ways.offered(asked)

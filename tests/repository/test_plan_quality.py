@@ -193,6 +193,7 @@ def test_cosine_similarity_follows_from_the_measured_error(monkeypatch):
     cosine = tasks.Cosine(files=Files(model=Path("m"), calibration=Path("c"), evaluation=Path("e")))
     expected = np.einsum("ij,ij->i", floats, others).mean()
     assert cosine.of({"measured": {"mse": {"evaluation": error}}}) == pytest.approx(expected, rel=1e-12)
+    assert cosine.of_float({}) == pytest.approx(cosine.of({"measured": {"mse": {"evaluation": 0.0}}}))
 
 
 def test_a_part_of_the_evaluation_data_is_spread_evenly(tmp_path):
@@ -235,4 +236,20 @@ def test_a_figure_has_a_line_for_each_metric_and_bands_beside(table, document):
     # At 4 bits another plan was handed over.
     assert (list(drawn["auto, handed over"].x), list(drawn["auto, handed over"].y)) == ([4.0], [0.5])
     assert (list(drawn["random plans"].y), list(drawn["uniform"].x)) == ([2.0], [2.0])
+    bands = [list(trace.y) for trace in plots.figure(outcome).data if trace.fill == "toself"]
+    assert sorted(bands) == [[3.0, 1.0], [5.5, 4.5]], (
+        "largest and least of random plans; uniform and its error"
+    )
     assert set(plots.STYLES) == set(load("quality_models").METRICS)
+
+
+def test_figures_are_drawn_of_models_that_something_is_known_of(table, document, tmp_path):
+    quality, plots = load("plan_quality"), load("quality_plots")
+    known, unknown = (
+        quality.Outcome(model=name, title=name, compare="kl", task_title=AGREEMENT.title)
+        for name in ("known", "unknown")
+    )
+    known.rows = [table.uniform(4.0), *table.searched("auto", document)]
+    unknown.rows = [table.uniform(4.0)]
+    assert plots.draw([known, unknown], tmp_path) == [tmp_path / "plan-quality-known.png"]
+    assert (tmp_path / "plan-quality-known.png").read_bytes().startswith(b"\x89PNG")
