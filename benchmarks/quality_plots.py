@@ -40,6 +40,10 @@ STYLES: dict[str, dict[str, Any]] = {
 _FAMILY = "Liberation Sans, DejaVu Sans, Arial, sans-serif"
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+"""Any of them draws; without one Playwright's own does, where it is installed."""
+
+
 def figure(outcome: "Outcome") -> Figure:
     """The figure of a model: its first scheme."""
     scheme = outcome.rows[0].scheme
@@ -144,7 +148,9 @@ def draw(outcomes: Iterable["Outcome"], folder: Path) -> list[Path]:
     drawn: list[Path] = []
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        browser = playwright.chromium.launch(
+            executable_path=next(filter(None, map(shutil.which, BROWSERS)), None)
+        )
         page = browser.new_page()
         page.add_script_tag(content=library.script())
         for outcome in outcomes:

@@ -98,3 +98,18 @@ def test_the_benchmark_of_refinement_compares_with_the_plan_of_added_costs() -> 
     assert next(iter(found)) == "added costs"
     kept = {"choices": {"a": 1}, "origin": "search", "budget": "4 bits"}
     assert benchmark.plans_of({"plans": [kept], "alternatives": []}, 0) == {"added costs": kept}
+
+
+def test_packages_are_found_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged = load("examples", "packaged")
+    assert packaged.python_package("rich", "rich==1").name == "rich"
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps no-such-thing==1"):
+        packaged.python_package("no_such_thing", "no-such-thing==1")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(packaged.subprocess, "run", lambda command, **_: asked.append(command))
+    archive = packaged.npm_package(tmp_path / "new", "@upscalerjs/esrgan-slim@1.0.0")
+    assert archive == tmp_path / "new" / "upscalerjs-esrgan-slim-1.0.0.tgz"
+    assert asked == [["npm", "pack", "@upscalerjs/esrgan-slim@1.0.0"]]
+    archive.write_bytes(b"")
+    packaged.npm_package(tmp_path / "new", "@upscalerjs/esrgan-slim@1.0.0")
+    assert len(asked) == 1, "what is there is not fetched again"
