@@ -35,7 +35,7 @@ def window_divergence(counts, mass, occupied, entropy, start, stop, levels, smoo
     for level in range(levels):
         right = start + ((level + 1) * width + levels - 1) // levels
         share = mass[right] - mass[left]
-        if share > 0 or level in (0, levels - 1):
+        if share > 0:  # so is that of the first and the last level, where their bins count
             spread = share / (max(occupied[right] - occupied[left], 1.0) * max(inside, 1.0))
             log_share = math.log(spread * (1 - smoothing) + floor)
             cross += share * log_share
