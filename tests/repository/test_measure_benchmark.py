@@ -4,14 +4,17 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Self
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
+from app.client import JobUpdate
 from app.export import export_model, write_dataset
 from workers.contracts import Candidate, MeasureRequest, Metric
 from workers.sensitivity.engine import measure
@@ -115,6 +118,33 @@ def test_processes_below_this_one_are_looked_after(benchmark: tuple[ModuleType, 
         subprocess.run([sys.executable, "-c", BURN], check=True)
     assert 0.5 < usage.cpu_seconds < 5.0
     assert usage.peak_mib > 1
+
+
+def test_a_way_has_what_its_workers_spent_until_costs_were_known(
+    benchmark: tuple[ModuleType, ModuleType], asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ways = benchmark
+    usage = SimpleNamespace(cpu_seconds=0.0, peak_mib=7.0)
+
+    def search(_files: object, request: dict[str, Any], _settings: object, on_update: Any) -> dict[str, Any]:
+        assert (request["metric"], request["regret"], request["refine_rounds"]) == ("kl", 0.01, 0)
+        for cpu_seconds, stage in ((2.0, "probe"), (5.0, "measure"), (9.0, "solve"), (40.0, "verify")):
+            usage.cpu_seconds = cpu_seconds
+            progress = {
+                "stage": stage,
+                "fraction": 0.5,
+                "eta_seconds": None,
+                "done": 1,
+                "total": 2,
+                "unit": "entries",
+            }
+            on_update(JobUpdate(state="running", progress=progress))
+        return {"seconds": {"measure": 6.5}}
+
+    monkeypatch.setattr(ways, "search", search)
+    monkeypatch.setattr(ways, "Usage", lambda: nullcontext(usage))
+    found = ways.searched(asked, "racing", tmp_path, Console(quiet=True))
+    assert (found.seconds, found.cpu_seconds, found.peak_mib) == (6.5, 9.0 - 2.0, 7.0)
 
 
 def document(choices: dict[str, int], costs: dict[tuple[str, int], float], **plan: Any) -> dict[str, Any]:

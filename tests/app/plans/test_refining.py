@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+import app.plans.refining
 import workers.sensitivity.estimators.run
 import workers.verify.parts
 from app.dispatch import requests, store
@@ -257,6 +258,25 @@ def test_a_step_costs_four_passes(world, refining, nature, look, more, steps):
         job.request = job.request | {"max_passes": spent + more}
     assert run(world, at) == DONE
     assert len(trials(look, at.job)) == steps
+
+
+def test_more_candidates_than_can_be_solved_with_interactions_are_left_alone(
+    world, refining, nature, look, monkeypatch
+):
+    at = refining()
+    monkeypatch.setattr(app.plans.refining, "MOST_CELLS", 15)  # four units have sixteen
+    assert run(world, at) == DONE
+    assert nature.probed == nature.measured == []
+
+
+def test_a_budget_without_a_plan_has_nothing_to_look_around(world, refining, nature, look):
+    at = refining()
+    with world.database.write() as session:
+        query = select(Plan).where(Plan.job_id == at.job.id, Plan.role == PlanRole.REQUESTED)
+        session.scalars(query).one().choices = {}
+    assert run(world, at) == DONE
+    assert nature.probed == nature.measured == []
+    assert not refined(look, at.job)
 
 
 def test_few_samples_tell_nothing(world, refining, nature, look):
