@@ -32,6 +32,7 @@ from workers.sensitivity.estimators.contraction import InnerProducts, contract
 from workers.sensitivity.estimators.cotangents import random_signs
 from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.feeds import Feed, find_layouts
+from workers.sensitivity.estimators.precision import Precision
 from workers.sensitivity.estimators.starts import start_of
 from workers.sensitivity.estimators.tape import Place, Plan, Tape, Visit
 from workers.sensitivity.estimators.uses import Uses
@@ -62,7 +63,7 @@ class ProbeOptions:
         probes: How many independent probes.
         together: How many share a forward pass; more need more memory (cotangents of a cut of the graph) and less time.
         seed: Chooses the signs.
-        dtype: ``torch.bfloat16`` for convolutions and matrix products in that precision; ``None`` for the model's.
+        dtype: ``torch.bfloat16`` for matrix products of float32 in that precision; ``None`` for the model's.
         changes_bytes: Bound on the candidates' weights that are kept from batch to batch; others are made again.
         quantize: Makes a candidate's weight.
         activation_changes: Also estimate changes of the units' inputs, apart from the weights'.
@@ -231,9 +232,7 @@ class _Probing:
             active=self._uses.active,
             wanted=self._uses.at,
             through=options.activation_changes is not None,
-            cast=torch.autocast(
-                setup.program.device.type, dtype=options.dtype, enabled=options.dtype is not None
-            ),
+            precision=Precision(device=setup.program.device, products=options.dtype),
         )
         self._layouts = find_layouts(self._plan, self._start, setup.batches)
         self._shares = _shares(self._uses, self._entries.units)
@@ -291,7 +290,7 @@ class _Probing:
             constant=self._setup.program.constant,
             layouts={number: self._layouts.of((node, number)) for number in visit.outputs[0]},
             samples=feed.fed,
-            cast=self._plan.cast,
+            precision=self._plan.precision,
         )
         for use in self._uses.at[node]:
             for changes in self._changes.of(use.unit):

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from workers.contracts import Candidate, EstimateRequest, Estimator, MeasureRequest
+from workers.contracts import Candidate, ComputeDtype, EstimateRequest, Estimator, MeasureRequest
 from workers.errors import RequestRefused
 from workers.graph.units import Unit
 from workers.sensitivity.engine import sizes
 from workers.sensitivity.estimators.around import probe_around
 from workers.sensitivity.estimators.changes import Quantizer
+from workers.sensitivity.estimators.precision import native_half
 from workers.sensitivity.estimators.probe import (
     ActivationChanges,
     PositionMasks,
@@ -110,11 +111,17 @@ def _options(request: EstimateRequest, setup: Setup, progress: Progress | None) 
         probes=request.probes,
         together=request.probes,
         seed=request.seed,
+        dtype=_half(request, setup),
         changes_bytes=request.memory_bytes,
         quantize=_quantizer(setup),
         position_masks=_masks(setup),
         progress=progress,
     )
+
+
+def _half(request: EstimateRequest, setup: Setup) -> torch.dtype | None:
+    """What products are rounded to: where the device gains by it, unless the model is computed in its own type."""
+    return native_half(setup.program.device) if request.compute_dtype is ComputeDtype.FLOAT32 else None
 
 
 def _storage(request: EstimateRequest, setup: Setup) -> tuple[int, ...]:
