@@ -38,24 +38,19 @@ def of_entries(times: Sequence[TaskTimes], shards: Mapping[str, ShardCounts], no
 
 
 def _shard(task: TaskTimes, counts: ShardCounts, now: datetime, *, first: bool) -> Part:
-    timed_work, timed_seconds, lead = 0.0, 0.0, None
-    if counts.fresh and counts.first_at is not None and counts.last_at is not None:
-        each = counts.fresh_seconds / counts.fresh
-        span = (counts.last_at - counts.first_at).total_seconds()
-        if span > 0.0:  # the moments in between count too, in which entries are stored
-            each = span / (counts.fresh - 1)
-            timed_work, timed_seconds = counts.fresh_work * (counts.fresh - 1) / counts.fresh, span
-        else:
-            timed_work, timed_seconds = counts.fresh_work, counts.fresh_seconds
+    timed_seconds, lead = 0.0, None
+    if counts.first_at is not None and counts.last_at is not None:
+        # Entries that were measured together are finished at once; short ones take longer to store than to measure.
+        timed_seconds = max(counts.fresh_seconds, _seconds(counts.first_at, counts.last_at))
         if not first and task.started_at is not None:
-            lead = max(_seconds(task.started_at, counts.first_at) - each, 0.0)
+            lead = max(_seconds(task.started_at, counts.last_at) - timed_seconds, 0.0)
     started, last = task.started_at or now, counts.last_at or now
     return Part(
         work=counts.total_work,
         # Sums of the same numbers may differ by rounding.
         left=max(counts.total_work - counts.done_work, 0.0) if counts.done < counts.total else 0.0,
         running=task.state is TaskState.RUNNING,
-        timed_work=timed_work,
+        timed_work=counts.fresh_work,
         timed_seconds=timed_seconds,
         ago_seconds=_seconds(last, now),
         pieces_left=counts.total - counts.done,
@@ -78,14 +73,15 @@ def _alike(task: TaskTimes, now: datetime, *, first: bool, told: bool) -> Part:
     done, running = task.state is TaskState.DONE, task.state is TaskState.RUNNING
     timed_work, timed_seconds, lead = 0.0, 0.0, None
     if pace is not None:
-        timed_work = 1.0 if done else task.fraction
-        timed_seconds = pace * timed_work
+        share = 1.0 if done else task.fraction
+        timed_work, timed_seconds = share * task.work, share * pace
         lead = max(length - pace, 0.0) if done and not first else None
     elif done and not told:
-        timed_work, timed_seconds = 1.0, length
+        timed_work, timed_seconds = task.work, length
     expected = None if task.expected_at is None else _seconds(now, task.expected_at)
     return Part(
-        left=1.0 if task.state in OPEN else 0.0,
+        work=task.work,
+        left=task.work if task.state in OPEN else 0.0,
         running=running,
         timed_work=timed_work,
         timed_seconds=timed_seconds,

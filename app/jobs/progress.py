@@ -173,8 +173,9 @@ def _told(  # noqa: PLR0913 - what is shown of a stage
     if job.state is JobState.DONE:
         fraction, eta = 1.0, 0.0
     elif job.state is JobState.RUNNING and (of_kind := [task for task in times if task.kind is kind]):
-        shares = [1.0 if task.state is TaskState.DONE else task.fraction for task in of_kind]
-        fraction = math.fsum(shares) / len(shares)
+        work = math.fsum(task.work for task in of_kind)
+        over = (task.work * (1.0 if task.state is TaskState.DONE else task.fraction) for task in of_kind)
+        fraction = min(math.fsum(over) / work, 1.0) if work > 0.0 else 1.0
         eta = seconds_left(evidence.of_tasks(of_kind, now), evidence.workers(times, now))
     return Progress(
         stage=None if stage is None else ShownStage(stage),

@@ -62,7 +62,10 @@ class PlanCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskTimes:
-    """When a task of a job's own began and ended, ``None`` where it has not, and what its worker tells of it (`app.models.Task`)."""
+    """When a task of a job's own began and ended, ``None`` where it has not, and what its worker tells of it (`app.models.Task`).
+
+    ``work``: how much it is beside others of its kind.
+    """
 
     id: str
     kind: TaskKind
@@ -73,6 +76,7 @@ class TaskTimes:
     fraction: float = 0.0
     pace_seconds: float | None = None
     expected_at: datetime | None = None
+    work: float = 1.0
 
 
 def get(session: Session, job_id: str) -> Job | None:

@@ -61,7 +61,7 @@ def test_what_was_measured_before_says_nothing_about_the_speed():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_comes_before_the_first_entries_does_not_slow_the_rest(workers):
     # 40 s of reading, then 15 entries on each worker, one a second, until half a second ago.
-    times = {"fresh": 15, "fresh_seconds": 14.0, "first_at": ago(14.5), "last_at": ago(0.5)}
+    times = {"fresh": 15, "fresh_seconds": 15.0, "first_at": ago(14.5), "last_at": ago(0.5)}
     names = [f"t{number}" for number in range(workers)]
     shards = {name: shard(15, 45, **times) for name in names}
     progress = measuring(job(), shards, NOW, [running(name) for name in names])
@@ -74,6 +74,17 @@ def test_the_first_entry_tells_the_speed_by_its_own_seconds():
     assert progress.eta_seconds == pytest.approx(5 * 2.0 - 1)
 
 
+def test_entries_measured_together_are_finished_at_once():
+    # Six that took 2 s each, stored within a moment.
+    times = {"fresh": 6, "fresh_seconds": 12.0, "first_at": ago(0.1), "last_at": ago(0)}
+    assert measuring(job(), {"t": shard(6, 12, **times)}, NOW, [running()]).eta_seconds == pytest.approx(12)
+
+
+def test_short_entries_take_longer_to_store_than_to_measure():
+    times = {"fresh": 6, "fresh_seconds": 0.006, "first_at": ago(3), "last_at": ago(0)}
+    assert measuring(job(), {"t": shard(6, 12, **times)}, NOW, [running()]).eta_seconds == pytest.approx(3)
+
+
 def test_an_entry_that_is_late_makes_the_others_no_shorter():
     times = {"fresh": 5, "fresh_seconds": 5.0, "first_at": ago(504), "last_at": ago(500)}
     progress = measuring(job(), {"t": shard(5, 8, **times)}, NOW, [running()])
@@ -81,7 +92,7 @@ def test_an_entry_that_is_late_makes_the_others_no_shorter():
 
 
 def test_at_the_end_not_all_workers_have_something_to_do():
-    times = {"fresh": 11, "fresh_seconds": 10.0, "first_at": ago(10), "last_at": ago(0)}
+    times = {"fresh": 11, "fresh_seconds": 11.0, "first_at": ago(10), "last_at": ago(0)}
     shards = {"a": shard(11, 21, **times), "b": shard(11, 12, **times), "c": shard(0, 30)}
     tasks = [running("a"), running("b"), task(TaskKind.MEASURE, TaskState.PENDING, name="c")]
     # One worker is busy for 10 s, the other for 1 s and then with all of c.
@@ -182,6 +193,18 @@ def test_looking_around_plans_is_shown_as_a_stage_of_its_own():
     progress = refining(job(stage=Stage.VERIFY), NOW, tasks)
     assert (progress.stage, progress.done, progress.total, progress.unit) == ("refine", 0, 2, "parts")
     assert (progress.fraction, progress.eta_seconds) == (pytest.approx(0.125), pytest.approx(60 + 80))
+
+
+def test_parts_may_weigh_more_than_others():
+    # 3 of 12 done in 6 s, and half of 4 more; 5 wait.
+    tasks = [
+        task(TaskKind.REFINE, TaskState.DONE, 10, 4, work=3.0),
+        running(kind=TaskKind.REFINE, fraction=0.5, expected_at=NOW + timedelta(seconds=4), work=4.0),
+        task(TaskKind.REFINE, TaskState.PENDING, work=5.0),
+    ]
+    progress = refining(job(stage=Stage.VERIFY), NOW, tasks)
+    assert progress.fraction == pytest.approx((3 + 2) / 12)
+    assert progress.eta_seconds == pytest.approx(4 + 5 * 6 / 3)
 
 
 def test_a_finished_job_is_done():
