@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.jobs.evidence import of_tasks
 from app.jobs.forecast import Part, seconds_left
 from app.jobs.progress import measuring, probing
-from app.jobs.repository import ProbeCounts
+from app.jobs.repository import ProbeCounts, TaskTimes
 from app.models import Job, JobState, Stage, TaskKind, TaskState
 
 from .simulated import START, Piece, Simulation, moment_of
@@ -168,3 +169,34 @@ def test_what_was_told_last_counts_most():
     new = Part(work=10.0, timed_work=10.0, timed_seconds=30.0)
     waiting = Part(work=10.0, left=10.0)
     assert seconds_left([old, new, waiting], 1) == pytest.approx((10 / 4 + 30) / (1 / 4 + 1))
+
+
+def test_what_comes_before_a_part_s_work_is_waited_for_once():
+    done = Part(work=4.0, timed_work=4.0, timed_seconds=8.0, lead_seconds=3.0)
+    begun = Part(work=4.0, left=4.0, running=True, age_seconds=1.0)
+    late = Part(work=4.0, left=4.0, running=True, age_seconds=9.0)
+    assert seconds_left([done, begun], 1) == pytest.approx(2 + 8)
+    assert seconds_left([done, late], 1) == pytest.approx(8)
+
+
+def test_a_slow_worker_is_believed_as_its_part_goes_on():
+    done = Part(work=10.0, timed_work=10.0, timed_seconds=10.0)
+    slow = Part(work=10.0, left=5.0, running=True, begun=True, timed_work=5.0, timed_seconds=20.0)
+    pace = (10 + 20) / (10 + 5)
+    own = (20 + pace * 5) / (5 + 5)
+    assert pace < own < 4
+    assert seconds_left([done, slow], 1) == pytest.approx(5 * own)
+
+
+def test_plans_that_were_known_from_elsewhere_say_nothing_where_others_tell():
+    def verified(name, seconds, **told):
+        moments = {"started_at": START, "finished_at": moment_of(seconds)}
+        return TaskTimes(
+            id=name, kind=TaskKind.VERIFY, state=TaskState.DONE, worker=f"h:1:{name}", **moments, **told
+        )
+
+    waits = TaskTimes(id="c", kind=TaskKind.VERIFY, state=TaskState.PENDING)
+    told = verified("a", 12.0, pace_seconds=12.0, fraction=1.0)
+    assert seconds_left(of_tasks([told, verified("b", 0.01), waits], moment_of(12.0)), 1) == pytest.approx(
+        12.0
+    )

@@ -177,6 +177,20 @@ def test_a_worker_between_two_tasks_counts():
     assert progress.eta_seconds == pytest.approx(6)
 
 
+def test_a_worker_that_was_lost_is_soon_back_and_goes_on_with_its_task():
+    told = {"pace_seconds": 6.0, "fraction": 0.5}
+    tasks = [
+        running(
+            kind=TaskKind.VERIFY, worker="h:2:b", started=3, expected_at=NOW + timedelta(seconds=3), **told
+        ),
+        verify(TaskState.PENDING, started=4, fraction=0.4),
+        verify(TaskState.PENDING),
+    ]
+    progress = verifying(job(stage=Stage.VERIFY), PlanCounts(done=0, total=3), NOW, tasks)
+    assert progress.fraction == pytest.approx(0.9 / 3), "what was done does not fall"
+    assert progress.eta_seconds == pytest.approx(3 + 6), "from the beginning, beside the other"
+
+
 def test_verification_knows_nothing_before_the_first_plan():
     tasks = [running(kind=TaskKind.VERIFY)]
     progress = verifying(job(stage=Stage.VERIFY), PlanCounts(done=0, total=8), NOW, tasks)
