@@ -90,10 +90,19 @@ def observation(settings: Settings, files: JobFiles) -> Observation:
 
 def sample_block(files: JobFiles, block: Block) -> SampleBlock | None:
     """A block of the samples; ``None`` when it is all of them."""
-    request, split = files.request, split_of(files)
-    available = files.calibration.samples if split.calibration is None else len(split.calibration)
-    used = available if request["samples"] is None else min(request["samples"], available)
+    used = sample_counts(files)[CALIBRATION]
     return None if block == (0, used) else SampleBlock(start=block[0], stop=block[1])
+
+
+def sample_counts(files: JobFiles) -> dict[str, int]:
+    """How many samples are calibrated on and evaluated on, by role; 0 where there are none."""
+    asked, split = files.request["samples"], split_of(files)
+    available = files.calibration.samples if split.calibration is None else len(split.calibration)
+    evaluated = len(split.evaluation or ()) if files.evaluation is None else files.evaluation.samples
+    return {
+        CALIBRATION: available if asked is None else min(asked, available),
+        EVALUATION: evaluated,
+    }
 
 
 def split_of(files: JobFiles) -> Split:

@@ -21,10 +21,18 @@ from app import problems
 from app.db import Database, get_database
 from app.dispatch import store, work
 from app.dispatch.files import verified_path
+from app.dispatch.heartbeat import Heartbeat, NotWanted, Progress
 from app.dispatch.lifecycle import GiveUp, TaskView, after_failure
 from app.dispatch.logs import line
 from app.dispatch.refine import refine
-from app.dispatch.requests import CALIBRATION, EVALUATION, estimate_request, measure_request, plan_requests
+from app.dispatch.requests import (
+    CALIBRATION,
+    EVALUATION,
+    estimate_request,
+    measure_request,
+    plan_requests,
+    sample_counts,
+)
 from app.dispatch.work import Claim, JobFiles, ProbeTask, ProbeValues, WantedEntry, patiently
 from app.jobs.keys import MEASURE_VERSION
 from app.models import TaskKind
@@ -82,6 +90,8 @@ def run_task(settings_values: dict[str, Any], task_id: str, attempt: int) -> str
         finished = _RUN[claim.kind](context)
     except DBAPIError:
         raise
+    except NotWanted:
+        finished = False
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the task's outcome
         return _write_down(context, error)
     logger.info(line("task_done" if finished else "task_stopped", **context.ids))
@@ -176,17 +186,18 @@ def _probe(context: _Context) -> bool:
         files = work.job_files(session, context.claim.job_id)
         task = work.probe_part(session, context.claim)
     if task is not None:
-        found = _estimate(context.settings, files, task)
+        heartbeat = Heartbeat(context.database, context.claim)
+        found = _estimate(context.settings, files, task, heartbeat.part())
         patiently(context.database, lambda s: work.store_probe(s, task.part, files.model.sha256, found))
     return patiently(context.database, lambda session: work.finish(session, context.claim))
 
 
-def _estimate(settings: Settings, files: JobFiles, task: ProbeTask) -> ProbeValues:
+def _estimate(settings: Settings, files: JobFiles, task: ProbeTask, progress: Progress) -> ProbeValues:
     from workers.sensitivity.estimators.run import estimate  # noqa: PLC0415 - torch is for workers only
 
     _limit_threads(settings)
     started = time.perf_counter()
-    found = estimate(estimate_request(settings, files, task))
+    found = estimate(estimate_request(settings, files, task), progress)
     seconds = time.perf_counter() - started
     return ProbeValues(values=found.values, storage_bits=found.storage_bits, seconds=seconds)
 
@@ -225,10 +236,14 @@ def _verify(context: _Context) -> bool:
     measured = plan.measured or plan.equal
     if plan.equal is not None and not _store_measured(context, plan.equal):
         return False
+    heartbeat, counts, begin = Heartbeat(context.database, claim), sample_counts(files), 0.0
     for role, request in plan_requests(context.settings, files, plan.choices).items():
+        share = counts[role] / sum(counts.values())
+        progress = heartbeat.part(begin, share)
+        begin += share
         if _has(measured, role):
             continue
-        measured = _measure_plan(context.settings, request, measured, role)
+        measured = _measure_plan(context.settings, request, measured, role, progress)
         if not _store_measured(context, measured):
             return False
         logger.info(line("plan_measured", plan_id=claim.plan_id, data=role, **context.ids))
@@ -250,13 +265,13 @@ def _store_measured(context: _Context, measured: dict[str, Any]) -> bool:
 
 
 def _measure_plan(
-    settings: Settings, request: PlanRequest, measured: dict[str, Any] | None, role: str
+    settings: Settings, request: PlanRequest, measured: dict[str, Any] | None, role: str, progress: Progress
 ) -> dict[str, Any]:
     """Measure, and add the result to what was measured before."""
     from workers.verify.plan import measure_plan  # noqa: PLC0415 - torch is for workers only
 
     _limit_threads(settings)
-    return _add(measured, role, measure_plan(request))
+    return _add(measured, role, measure_plan(request, progress))
 
 
 def _has(measured: dict[str, Any] | None, role: str) -> bool:

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, and_, exists, select, update
+from sqlalchemy import ColumnElement, and_, case, exists, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -158,7 +159,12 @@ def claim(session: Session, task_id: str, attempt: int, worker: str) -> Claim | 
     wanted = and_(
         Task.id == task_id, Task.state == TaskState.RUNNING, Task.attempt == attempt, job_wants_task()
     )
-    if changed(session, update(Task).where(wanted).values(worker=worker)) != 1:
+    values = {
+        "worker": worker,
+        "pace_seconds": None,
+        "expected_at": None,
+    }  # another's speed is not this one's
+    if changed(session, update(Task).where(wanted).values(values)) != 1:
         return None
     task = session.get_one(Task, task_id)
     return Claim(
@@ -182,6 +188,22 @@ def finish(session: Session, held: Claim) -> bool:
     """RUNNING -> DONE, under the claim."""
     values = {"state": TaskState.DONE, "finished_at": utc_now()}
     return changed(session, update(Task).where(_held(held)).values(values)) == 1
+
+
+def report(session: Session, held: Claim, fraction: float, pace_seconds: float | None) -> bool:
+    """Write how far a task is, under the claim; ``False`` if the work is not wanted any more.
+
+    Args:
+        session: For writing.
+        held: The claim.
+        fraction: Share of the task that this attempt has done. What another one had done stays until it is passed.
+        pace_seconds: What all of it takes at the speed so far; ``None`` while that is not known.
+    """
+    values: dict[str, Any] = {"fraction": case((Task.fraction > fraction, Task.fraction), else_=fraction)}
+    if pace_seconds is not None:
+        left = timedelta(seconds=max(1.0 - fraction, 0.0) * pace_seconds)
+        values |= {"pace_seconds": pace_seconds, "expected_at": utc_now() + left}
+    return changed(session, update(Task).where(_held(held), job_wants_task()).values(values)) == 1
 
 
 def _held(held: Claim) -> ColumnElement[bool]:

@@ -67,7 +67,7 @@ def estimating(monkeypatch):
             self.requests = []
             self.before = lambda: None
 
-        def estimate(self, request):
+        def estimate(self, request, progress=None):
             self.requests.append(request)
             self.before()
             samples = request.block.stop - request.block.start if request.block else 8

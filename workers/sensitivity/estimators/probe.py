@@ -14,6 +14,7 @@ Cost in forward passes over the samples: one per group of probes, and per probe 
 (about 1.2) and the products with all candidates (about 1 to 2).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ from workers.sensitivity.estimators.tape import Place, Plan, Tape, Visit
 from workers.sensitivity.estimators.uses import Uses
 from workers.sensitivity.estimators.visited import VisitedStep
 from workers.sensitivity.exact import Setup
+from workers.sensitivity.sharding import load
 
 ActivationChanges = Callable[[Unit, Node, Tensor], Iterable[Tensor]]
 """How a unit's input changes under its activation candidates: unit, node and value of the input -> a change for each."""
@@ -47,6 +49,10 @@ cotangent of these outputs."""
 
 PositionMasks = Callable[[int], Tensor | None]
 """Which output positions of a batch count: number of the batch -> ``[kept, positions]``, or ``None`` for all."""
+
+
+Progress = Callable[[float, int], None]
+"""Told how many samples are done, and of how many; may raise to stop."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,8 +68,8 @@ class ProbeOptions:
         quantize: Makes a candidate's weight.
         activation_changes: Also estimate changes of the units' inputs, apart from the weights'.
         position_masks: Which positions count; ``None`` for all.
-        progress: Told after each batch how many samples are done, and of how many (each counts once per probe); may raise
-            to stop.
+        progress: Told whenever a walk has passed a unit's use (each sample counts once per probe, those of the batch in
+            hand by how far they are).
     """
 
     probes: int = 4
@@ -74,7 +80,7 @@ class ProbeOptions:
     quantize: Quantizer = round_to_nearest
     activation_changes: ActivationChanges | None = None
     position_masks: PositionMasks | None = None
-    progress: Callable[[int, int], None] | None = None
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         for name in ("probes", "together"):
@@ -229,6 +235,7 @@ class _Probing:
             precision=Precision(device=setup.program.device, products=options.dtype),
         )
         self._layouts = find_layouts(self._plan, self._start, setup.batches)
+        self._shares = _shares(self._uses, self._entries.units)
 
     def group(self, probes: range) -> Iterator[ProbeValues]:
         """Probes that share their forward passes."""
@@ -237,13 +244,13 @@ class _Probing:
         for batch in range(len(batches)):
             for feed in self._layouts.feeds(batches, batch):
                 self._walk(probes, feed, results)
-                self._tell(len(probes) * feed.kept)
+                self._done += len(probes) * feed.kept
+                self._tell(self._done)
         yield from results.each()
 
-    def _tell(self, samples: int) -> None:
-        self._done += samples
+    def _tell(self, samples: float) -> None:
         if self._options.progress is not None:
-            self._options.progress(self._done, self._walks * len(self._setup.batches.samples))
+            self._options.progress(samples, self._walks * len(self._setup.batches.samples))
 
     @property
     def _start(self) -> Place | None:
@@ -259,7 +266,15 @@ class _Probing:
         if self._start is None:
             return
         starts = [{self._start: self._cotangent(index, output, mask, feed)} for index in probes]
-        tape.backward(starts, lambda visit: self._visit(visit, feed, results))
+        samples, passed = len(probes) * feed.kept, 0.0
+
+        def visited(visit: Visit) -> None:
+            nonlocal passed
+            self._visit(visit, feed, results)
+            passed = min(passed + self._shares[visit.step.node], 1.0)
+            self._tell(self._done + samples * passed)
+
+        tape.backward(starts, visited)
 
     def _cotangent(self, number: int, output: Tensor, mask: Tensor | None, feed: Feed) -> Tensor:
         """Where a walk starts; 0 for fillers."""
@@ -297,3 +312,12 @@ class _Probing:
             for index, change in enumerate(self._options.activation_changes(unit, source, value)):
                 found = products.with_output(change)[:, : feed.kept]
                 results.add_activation(unit.info.name, index, feed.samples, found)
+
+
+def _shares(uses: Uses, units: Sequence[Unit]) -> dict[Node, float]:
+    """Roughly which share of a walk each visited step is."""
+    loads = {
+        node: math.fsum(1.0 + load(units[use.unit].info) for use in found) for node, found in uses.at.items()
+    }
+    total = math.fsum(loads.values())
+    return {node: value / total for node, value in loads.items()}

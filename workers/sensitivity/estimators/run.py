@@ -21,6 +21,7 @@ from workers.sensitivity.estimators.probe import (
     PositionMasks,
     ProbeOptions,
     ProbeValues,
+    Progress,
     probe,
 )
 from workers.sensitivity.estimators.scores import scores
@@ -45,10 +46,14 @@ class Estimated:
     gradients: NDArray[np.float64] | None = None
 
 
-def estimate(request: EstimateRequest) -> Estimated:
+def estimate(request: EstimateRequest, progress: Progress | None = None) -> Estimated:
     """Estimate the costs of all entries at once.
 
     A pair of a weight's and its inputs' bit-widths changes the outputs, to first order, by the sum of what either does.
+
+    Args:
+        request: What to estimate on what.
+        progress: See `workers.sensitivity.estimators.probe.ProbeOptions`; other estimators tell nothing.
 
     Raises:
         WorkerError: See `workers.sensitivity.session.prepare` and `workers.sensitivity.estimators.probe.probe`.
@@ -56,11 +61,11 @@ def estimate(request: EstimateRequest) -> Estimated:
     """
     setup = prepare(_as_measure(request))
     if request.around is not None:
-        return _estimate_around(request, setup, request.around)
+        return _estimate_around(request, setup, request.around, progress)
     weights = list(dict.fromkeys((unit, _weight_part(candidate)) for unit, candidate in request.wanted))
     widths = _activation_widths(setup, request.wanted)
     options = replace(
-        _options(request, setup), activation_changes=_changes(setup, widths) if widths else None
+        _options(request, setup, progress), activation_changes=_changes(setup, widths) if widths else None
     )
     storage = _storage(request, setup)
     if request.estimator != Estimator.PROBE:
@@ -82,7 +87,9 @@ def _require_one_output(setup: Setup, estimator: str) -> None:
         )
 
 
-def _estimate_around(request: EstimateRequest, setup: Setup, plan: dict[str, Candidate]) -> Estimated:
+def _estimate_around(
+    request: EstimateRequest, setup: Setup, plan: dict[str, Candidate], progress: Progress | None
+) -> Estimated:
     if request.estimator != Estimator.PROBE:
         raise RequestRefused(
             f"{request.estimator!r} does not estimate changes around a plan",
@@ -90,7 +97,7 @@ def _estimate_around(request: EstimateRequest, setup: Setup, plan: dict[str, Can
             request.estimator,
             [Estimator.PROBE.value],
         )
-    options = _options(request, setup)
+    options = _options(request, setup, progress)
     found = probe_around(setup, plan, request.wanted, replace(options, together=request.probes + 1))
     return Estimated(
         values=found.values.numpy(),
@@ -99,7 +106,7 @@ def _estimate_around(request: EstimateRequest, setup: Setup, plan: dict[str, Can
     )
 
 
-def _options(request: EstimateRequest, setup: Setup) -> ProbeOptions:
+def _options(request: EstimateRequest, setup: Setup, progress: Progress | None) -> ProbeOptions:
     return ProbeOptions(
         probes=request.probes,
         together=request.probes,
@@ -108,6 +115,7 @@ def _options(request: EstimateRequest, setup: Setup) -> ProbeOptions:
         changes_bytes=request.memory_bytes,
         quantize=_quantizer(setup),
         position_masks=_masks(setup),
+        progress=progress,
     )
 
 
