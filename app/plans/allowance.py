@@ -2,9 +2,10 @@
 
 Pure, and counted in passes, never in seconds: the same request always takes the same steps.
 
-What refining is worth is held against what the costs were worth: a share of the passes that the job has spent on knowing them,
-divided among its budgets. Where passes are short that would stop steps that nobody has to wait for, so that each budget may
-take a number of multiply-accumulates in any case.
+What refining is worth is held against what the costs were worth: a share of the passes that the job has spent on knowing them.
+Its budgets divide that among them; where the parts would be too small for a step, the first budgets have it. Where passes are
+short that would stop steps that nobody has to wait for, so that each budget may take a number of multiply-accumulates in any
+case.
 """
 
 from collections.abc import Mapping
@@ -14,10 +15,10 @@ from typing import Any
 from app.plans.refinement import End
 from workers.contracts import ModelDescription
 
-SHARE = 1 / 3
-"""Of the passes spent on knowing costs."""
+SHARE = 0.6
+"""Of the passes spent on knowing costs. In time it is less, since entries take longer than their work says."""
 LEAST_OPERATIONS = 1e13
-"""Multiply-accumulates that refining the plan of a budget may take in any case: some minutes of a core."""
+"""Multiply-accumulates that refining the plan of a budget may take in any case: about two minutes of a core."""
 PASSES_PER_WALK = 4.0
 """What walking back once, with the products of all candidates' changes, is reckoned at (`docs/metrics.md`: 3 to 6)."""
 
@@ -55,22 +56,33 @@ def probe_passes(probes: int) -> float:
     return PASSES_PER_WALK * probes
 
 
-def allowance_of(
-    request: Mapping[str, Any], description: ModelDescription, *, entries: float, samples: int
+def allowance_of(  # noqa: PLR0913 - one keyword for each thing it depends on
+    request: Mapping[str, Any],
+    description: ModelDescription,
+    *,
+    ordinal: int,
+    entries: float,
+    samples: int,
+    first_step: float,
 ) -> Allowance:
     """What refining the plan of one of a job's budgets may take.
 
     Args:
         request: Of the job.
         description: Of its model.
+        ordinal: Of the budget.
         entries: Passes that the job's entries took.
         samples: Calibrated on.
+        first_step: Passes that a first step takes.
     """
     known = entries + (probe_passes(request["probes"]) if "probes" in request else 0.0)
+    shared = SHARE * known
+    among = max(min(len(request["budgets"]), int(shared // first_step)), 1)
+    own = shared / among if ordinal < among else 0.0
     operations = samples * sum(unit.macs for unit in description.units)
     least = LEAST_OPERATIONS / max(operations, 1)
     return Allowance(
         entries=entries,
-        passes=max(SHARE * known / len(request["budgets"]), least),
+        passes=max(own, least),
         max_passes=request.get("max_passes"),
     )

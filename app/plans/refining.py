@@ -16,7 +16,7 @@ from app.jobs.entries import Source
 from app.jobs.offer import Offer
 from app.kit.ids import content_sha256
 from app.models import Job, JobEntry, ProbeResult
-from app.plans.allowance import Allowance, allowance_of
+from app.plans.allowance import Allowance, allowance_of, probe_passes
 from app.plans.planner import Search, candidate_name
 from app.plans.refinement import MIN_SAMPLES, End, Positions
 from app.plans.service import job_description, job_spec, search_of
@@ -30,6 +30,8 @@ from workers.sensitivity.local_model import Trust, local_costs
 
 PROBES = 4
 """Sets of random signs around a plan."""
+MEASURED_FIRST = 4.0
+"""Passes that a first step is measured with: the plan, the step, and two of steps made without some of the samples."""
 TIME_LIMIT_S = 60.0
 """Longest search for one step: a guard. Plans are the same on any machine as long as it is not reached."""
 ESTIMATOR = "around"
@@ -154,7 +156,12 @@ def refinement_of(session: Session, job_id: str, ordinal: int) -> Refinement:
         offer=offer,
         source=source,
         allowance=allowance_of(
-            job.request, job_description(session, job), entries=spent, samples=source.choice.used
+            job.request,
+            job_description(session, job),
+            ordinal=ordinal,
+            entries=spent,
+            samples=source.choice.used,
+            first_step=probe_passes(PROBES + 1) + MEASURED_FIRST,
         ),
     )
 

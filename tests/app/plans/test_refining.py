@@ -14,6 +14,7 @@ import workers.sensitivity.estimators.run
 import workers.verify.parts
 from app.dispatch import requests, store
 from app.dispatch.shard import DONE, STOPPED, run_task
+from app.jobs.progress import progress_of
 from app.models import (
     Job,
     JobEntry,
@@ -29,6 +30,7 @@ from app.models import (
     TaskState,
     TrialPart,
 )
+from app.plans import repository
 from app.plans.refinement import TRUSTS, End, partitions, rest
 from app.plans.refining import around_of, refinement_of
 from workers.errors import MeasurementFailed
@@ -221,6 +223,43 @@ def test_every_fold_is_measured_with_a_plan_of_the_others(world, refining, natur
     assert crossed[2][0].positions == tuple(range(0, 40, 4))
     assert len([t for t in trials(look, job) if t.outcome["accepted"]]) == 1
     assert told(look, job)["ended"] == End.ROUNDS
+
+
+def progress(world, job):
+    with world.database.read() as session:
+        return progress_of(session, session.get_one(Job, job.id)).detail
+
+
+def test_progress_tells_the_step_and_how_many_of_its_parts_are_done(world, refining, nature):
+    job = refining(budgets=["3 bits", "4 bits"])
+    assert progress(world, job) is None
+    starts = waiting(world, job)
+    run_one(world, starts[1])
+    assert progress(world, job) == "step 1 around the plan of 4 bits, 0 of 5 parts"
+    run_one(world, starts[0])
+    first, *others = (p.task_id for p in parts(world, job, 1))
+    run_one(world, first)
+    told = "step 1 around the plan of 3 bits, 0 of 5 parts; step 1 around the plan of 4 bits, 1 of 5 parts"
+    assert progress(world, job) == told
+    in_turn(world, [task for task in others if task not in starts])
+    assert progress(world, job).endswith("step 1 around the plan of 4 bits, 5 of 10 parts")
+    run(world, job)
+    assert progress(world, job) is None, "steps that are over are no news"
+
+
+def parts(world, job, ordinal):
+    with world.database.read() as session:
+        query = select(TrialPart).where(TrialPart.job_id == job.id, TrialPart.ordinal == ordinal)
+        return session.scalars(query.where(TrialPart.kind != PartKind.START)).all()
+
+
+def test_steps_are_counted_with_their_passes(world, refining, nature):
+    job = refining()
+    run_one(world, *waiting(world, job))
+    run_one(world, *[p.task_id for p in parts(world, job, 0) if p.kind is PartKind.BASE])
+    with world.database.read() as session:
+        (counts,) = repository.steps(session, [job.id])[job.id]
+    assert (counts.done, counts.total, counts.done_work, counts.total_work) == (1, 5, 1.0, 21.0)
 
 
 class Leaning(Nature):
