@@ -129,4 +129,5 @@ def _time_left(seconds: float | None) -> str:
 def _counts(progress: Mapping[str, Any] | None) -> str:
     if not progress or not progress.get("total"):
         return ""
-    return f"{progress.get('done', 0)}/{progress['total']} {progress.get('unit', '')}".strip()
+    counts = f"{progress.get('done', 0)}/{progress['total']} {progress.get('unit', '')}".strip()
+    return f"{counts}: {progress['detail']}" if progress.get("detail") else counts

@@ -1,7 +1,7 @@
-"""What a worker does to measure again around a plan: one step after the other, each in the database as soon as it is done."""
+"""What a worker does to measure again around a plan: one part of a step, in the database as soon as it is done."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,121 +13,142 @@ from app.db import Database
 from app.dispatch import work
 from app.dispatch.requests import around_request, calibration_request
 from app.dispatch.work import Claim, JobFiles, ProbeValues, patiently
-from app.plans.refinement import Outcome, Positions, crossed_changes, judge, partitions, rest, unchanged
-from app.plans.refining import (
-    Around,
-    Choices,
-    Refinement,
-    around_of,
-    refinement_of,
-    store_refined,
-    store_trial,
-)
+from app.jobs.tasks import ProbePart
+from app.models import PartKind, ProbeResult
+from app.plans import steps
+from app.plans.refinement import CROSSED, Positions, partitions, rest
+from app.plans.refining import Around, Choices, Refinement, around_of, refinement_of
+from app.plans.steps import Part, Standing
 from app.settings import Settings
+from solver import SolverError
+from workers.errors import WorkerError
 from workers.sensitivity.local_model import Trust
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Found:
+    """What came of a part: values of probes, or costs and where a step leads."""
+
+    probe: tuple[ProbePart, ProbeValues] | None = None
+    choices: Choices | None = None
+    costs: NDArray[np.float64] | None = None
+
+
 def refine(settings: Settings, database: Database, claim: Claim) -> bool:
-    """Try steps around the plan of a budget until none helps; whether that was wanted to the end.
+    """Do one part of a step around the plan of a budget, and see what is next; whether it was wanted to the end.
+
+    What is there already is worth having without: where the model cannot be looked around, the steps are over.
 
     Raises:
-        WorkerError: The model cannot be differentiated, or an operator failed.
+        SolverError: See `app.plans.service.search_of`.
     """
-    job_id = claim.job_id
-    assert job_id is not None
-    while True:
-        with database.read() as session:
-            ordinal = work.task_ordinal(session, claim)
-            files = work.job_files(session, job_id)
-            at = refinement_of(session, job_id, ordinal)
-            around = None if at is None else around_of(session, at.part)
-        if at is None or at.turn.trust is None:
-            return _end(database, claim, at)
-        if around is None:
-            found = _probe(settings, files, at)
-            patiently(database, partial(_store_probe, at=at, model_sha256=files.model.sha256, found=found))
-            continue
-        trial = _Trial(settings=settings, files=files, at=at, around=around, trust=at.turn.trust)
-        choices, outcome = trial.run()
-        if not patiently(database, partial(_store, claim=claim, at=at, choices=choices, outcome=outcome)):
-            return False
-
-
-def _store_probe(session: Session, *, at: Refinement, model_sha256: str, found: ProbeValues) -> bool:
-    return work.store_probe(session, at.part, model_sha256, found)
-
-
-def _store(session: Session, *, claim: Claim, at: Refinement, choices: Choices, outcome: Outcome) -> bool:
-    if not work.holds(session, claim):
-        return False
     assert claim.job_id is not None
-    store_trial(session, claim.job_id, at, choices, outcome)
-    return True
+    with database.read() as session:
+        files = work.job_files(session, claim.job_id)
+        part = steps.part_of(session, claim.task_id)
+        at = refinement_of(session, claim.job_id, part.ordinal)
+        do = _what(session, settings, files, at, part)
+    found, problem = _Found(), None
+    try:
+        found = do()
+    except (WorkerError, SolverError) as error:
+        problem = f"{type(error).__name__}: {error}"
 
-
-def _end(database: Database, claim: Claim, at: Refinement | None) -> bool:
     def write(session: Session) -> bool:
-        assert claim.job_id is not None
+        if found.probe is not None:
+            work.store_probe(session, found.probe[0], files.model.sha256, found.probe[1])
+        steps.lock(session, at.job_id, at.ordinal)
         if not work.holds(session, claim):
             return False
-        if at is not None:
-            store_refined(session, claim.job_id, at)
-        return work.finish(session, claim)
+        if found.costs is not None:
+            steps.store_measured(session, at.job_id, part, found.choices, found.costs)
+        if problem is not None:
+            steps.give_up(session, at, problem)
+        work.finish(session, claim)
+        steps.go_on(session, at)
+        return True
 
     return patiently(database, write)
 
 
-def _probe(settings: Settings, files: JobFiles, at: Refinement) -> ProbeValues:
+def _what(
+    session: Session, settings: Settings, files: JobFiles, at: Refinement, part: Part
+) -> Callable[[], _Found]:
+    """What there is to do for a part; nothing if it is done, or the steps are over."""
+    standing = steps.standing_of(session, at)
+    if standing is None or part.kind is PartKind.START:
+        return _Found
+    if part.kind is PartKind.PROBE:
+        probe = at.probes(standing.base)[part.place]
+        known = session.get(ProbeResult, probe.key) is not None
+        return _Found if known else partial(_probe, settings, files, at, standing.base, probe)
+    plans = _Plans(settings=settings, files=files, at=at, standing=standing)
+    if part.kind is PartKind.BASE:
+        return plans.base
+    around = around_of(session, at, standing.base)
+    if part.kind is PartKind.STEP:
+        return partial(plans.step, around)
+    return partial(plans.crossed, around, *CROSSED[part.place])
+
+
+def _probe(settings: Settings, files: JobFiles, at: Refinement, base: Choices, part: ProbePart) -> _Found:
     from workers.sensitivity.estimators.run import estimate  # noqa: PLC0415 - torch is for workers only
 
     started = time.perf_counter()
-    found = estimate(around_request(settings, files, at))
+    found = estimate(around_request(settings, files, at.offer, base, part.block))
     assert found.gradients is not None
-    return ProbeValues(
+    values = ProbeValues(
         values=np.concatenate([found.gradients[None], found.values]),
         storage_bits=found.storage_bits,
         seconds=time.perf_counter() - started,
     )
+    return _Found(probe=(part, values))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Trial:
-    """A step to be made and measured."""
+class _Plans:
+    """Plans to be made and measured for a step."""
 
     settings: Settings
     files: JobFiles
     at: Refinement
-    around: Around
-    trust: Trust
+    standing: Standing
 
-    def run(self) -> tuple[Choices, Outcome]:
-        """Make the step, and measure what it gains: itself, and made without each part of the samples.
+    @property
+    def _trust(self) -> Trust:
+        assert self.standing.turn.trust is not None
+        return self.standing.turn.trust
 
-        Returns:
-            Where the step leads, and what came of it.
-        """
+    def base(self) -> _Found:
+        """The plan that steps are tried from."""
+        (costs,) = self._costs([(self.standing.base, np.arange(self.at.samples))])
+        return _Found(costs=costs)
+
+    def step(self, around: Around) -> _Found:
+        """Where all samples suggest to go."""
         everything = np.arange(self.at.samples)
-        choices = self.step(everything)
+        choices = self._step(around, everything)
         if choices is None:
-            (before,) = self.costs([(self.at.base, everything)])
-            return self.at.base, unchanged(self.trust, before)
-        before, after = self.costs([(self.at.base, everything), (choices, everything)])
-        crossed = [self.crossed(before, folds) for folds in partitions(self.at.samples)]
-        return choices, judge(self.trust, self.at.changed(choices), before, after, crossed)
+            return _Found(costs=np.full(self.at.samples, np.nan))
+        (costs,) = self._costs([(choices, everything)])
+        return _Found(choices=choices, costs=costs)
 
-    def step(self, samples: Positions) -> Choices | None:
-        """Where the step leads that some of the samples suggest; ``None`` where it leads nowhere."""
-        choices = self.at.step(self.around, samples, self.trust)
-        return choices if choices and self.at.changed(choices) else None
+    def crossed(self, around: Around, way: int, numbers: Sequence[int]) -> _Found:
+        """Parts of the samples, each under the step that is made without it."""
+        folds = [partitions(self.at.samples)[way][number] for number in numbers]
+        found = [np.full(len(fold), np.nan) for fold in folds]
+        # A step that leads nowhere is not taken, whatever others do: nothing to measure. It is soon made again.
+        if self._step(around, np.arange(self.at.samples)) is not None:
+            made = [self._step(around, rest(fold, self.at.samples)) for fold in folds]
+            plans = {i: (step, folds[i]) for i, step in enumerate(made) if step is not None}
+            for i, costs in zip(plans, self._costs(list(plans.values())), strict=True):
+                found[i] = costs
+        return _Found(costs=np.concatenate(found))
 
-    def crossed(self, before: NDArray[np.float64], folds: Sequence[Positions]) -> NDArray[np.float64]:
-        """Per sample the change by a step that was made without it."""
-        steps = [self.step(rest(fold, self.at.samples)) for fold in folds]
-        plans = {i: (step, folds[i]) for i, step in enumerate(steps) if step is not None}
-        measured = self.costs(list(plans.values()))
-        return crossed_changes(before, folds, dict(zip(plans, measured, strict=True)).get)
+    def _step(self, around: Around, samples: Positions) -> Choices | None:
+        return self.at.step(self.standing.base, around, samples, self._trust)
 
-    def costs(self, plans: Sequence[tuple[Choices, Positions]]) -> list[NDArray[np.float64]]:
+    def _costs(self, plans: Sequence[tuple[Choices, Positions]]) -> list[NDArray[np.float64]]:
         """Costs of plans on some of the calibration samples each."""
         from workers.verify.parts import PlanPart, measure_parts  # noqa: PLC0415 - torch is for workers only
 
@@ -138,4 +159,4 @@ class _Trial:
             )
             for choices, positions in plans
         ]
-        return measure_parts(calibration_request(self.settings, self.files, {}), parts)
+        return measure_parts(calibration_request(self.settings, self.files, {}), parts) if parts else []

@@ -7,8 +7,9 @@ from typing import Any
 from app.dispatch.files import verified_path
 from app.dispatch.work import JobFiles, ProbeTask, WantedEntry, candidate_of
 from app.jobs.keys import Split, split_samples
+from app.jobs.offer import Offer
 from app.jobs.tasks import Block
-from app.plans.refining import PROBES, Refinement
+from app.plans.refining import PROBES, Choices
 from app.settings import Settings
 from workers.contracts import (
     ComputeDtype,
@@ -45,13 +46,16 @@ def estimate_request(settings: Settings, files: JobFiles, task: ProbeTask) -> Es
     )
 
 
-def around_request(settings: Settings, files: JobFiles, at: Refinement) -> EstimateRequest:
-    """Probes around a plan."""
+def around_request(
+    settings: Settings, files: JobFiles, offer: Offer, base: Choices, block: Block
+) -> EstimateRequest:
+    """Probes around a plan, on a block of the samples."""
     return EstimateRequest(
         estimator=Estimator.PROBE.value,
-        wanted=at.offer,
+        wanted=offer,
         probes=PROBES,
-        around={unit: candidate_of(choice) for unit, choice in at.base.items()},
+        block=sample_block(files, block),
+        around={unit: candidate_of(choice) for unit, choice in base.items()},
         **_on_calibration(settings, files),
     )
 

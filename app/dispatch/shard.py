@@ -44,7 +44,7 @@ from workers.contracts import (
     Measured,
     PlanRequest,
 )
-from workers.errors import InputRefused, WorkerError
+from workers.errors import InputRefused
 
 logger = logging.getLogger(__name__)
 
@@ -251,13 +251,9 @@ def _verify(context: _Context) -> bool:
 
 
 def _refine(context: _Context) -> bool:
-    """Look around a verified plan for a better one. What is there already is worth having without: no failure of this fails a job."""
+    """One part of a step around a verified plan."""
     _limit_threads(context.settings)
-    try:
-        return refine(context.settings, context.database, context.claim)
-    except WorkerError as error:
-        logger.warning(line("plan_not_refined", error=f"{type(error).__name__}: {error}", **context.ids))
-        return patiently(context.database, lambda session: work.finish(session, context.claim))
+    return refine(context.settings, context.database, context.claim)
 
 
 def _store_measured(context: _Context, measured: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from app.models import (
     TaskState,
     utc_now,
 )
+from app.plans import steps
 
 _ACTIVE = (JobState.QUEUED, JobState.RUNNING)
 _BEFORE = {
@@ -164,7 +165,7 @@ def enter_stage(session: Session, job_id: str, stage: Stage) -> bool:
 
 
 def refine_plans(session: Session, job_id: str) -> bool:
-    """Make the tasks that look around a job's verified plans, one for each budget, unless they were made before."""
+    """Begin to look around a job's verified plans, those of all budgets beside each other, unless that was begun before."""
     open_before = exists().where(
         Task.job_id == Job.id, Task.kind == TaskKind.VERIFY, Task.state.in_(OPEN), ~of_later_plan()
     )
@@ -176,8 +177,7 @@ def refine_plans(session: Session, job_id: str) -> bool:
         return False
     budgets = session.get_one(Job, job_id).request["budgets"]
     for ordinal in range(len(budgets)):
-        session.add(Task(id=new_id("tsk"), kind=TaskKind.REFINE, job_id=job_id, ordinal=ordinal))
-    session.flush()
+        steps.begin(session, job_id, ordinal)
     return True
 
 

@@ -285,11 +285,6 @@ def probe_part(session: Session, held: Claim) -> ProbeTask | None:
     return ProbeTask(part=part, offer=offer)
 
 
-def task_ordinal(session: Session, held: Claim) -> int:
-    """The number of a task among those of its kind: of a REFINE task, that of the budget."""
-    return session.get_one(Task, held.task_id).ordinal
-
-
 def candidate_of(choice: Mapping[str, Any]) -> Candidate:
     """A choice of a plan."""
     return Candidate(

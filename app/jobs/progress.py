@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.jobs import evidence, repository
+from app.jobs.detail import details_of
 from app.jobs.forecast import seconds_left
 from app.jobs.repository import PlanCounts, ProbeCounts, ShardCounts, TaskTimes
 from app.models import Job, JobState, Stage, TaskKind, TaskState, utc_now
@@ -40,6 +41,7 @@ class Progress:
     fraction: float
     eta_seconds: float | None
     elapsed_seconds: float
+    detail: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -51,6 +53,7 @@ class Progress:
             "fraction": self.fraction,
             "eta_seconds": self.eta_seconds,
             "elapsed_seconds": self.elapsed_seconds,
+            "detail": self.detail,
         }
 
 
@@ -83,7 +86,8 @@ def progress_of_all(
             return probing(job, probes.get(job.id, _NO_PROBES), now, own)
         return measuring(job, shards.get(job.id, {}), now, own)
 
-    return {job.id: progress(job) for job in jobs}
+    details = details_of(session, [job for job in jobs if job.id in running])
+    return {job.id: replace(progress(job), detail=details.get(job.id)) for job in jobs}
 
 
 def _shown_stage(job: Job) -> Stage:

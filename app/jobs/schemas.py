@@ -193,7 +193,7 @@ class JobCreate(BaseModel):
         ge=0,
         le=16,
         description="How often plans may be measured again around, each time for a better one; 0: never. For weights, without "
-        "`limits`, where costs are predicted in what is compared.",
+        "`limits`, where costs are predicted in what is compared; no more often than is worth its passes.",
     )
     pins: dict[UnitName, int] = Field(
         default={}, max_length=100_000, description="Unit -> bit-width its weight must take."
@@ -272,6 +272,10 @@ class ProgressRead(BaseModel):
         ge=0, description="Time the stage still takes at the speed so far; null until known."
     )
     elapsed_seconds: float = Field(description="Since the job was started.")
+    detail: str | None = Field(
+        description="While plans are measured again around: which step of which budget, and how many of its parts are done.",
+        examples=["step 1 around the plan of 4 bits, 3 of 5 parts"],
+    )
 
 
 class JobRead(BaseModel):

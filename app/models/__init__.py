@@ -11,6 +11,7 @@ from app.models.tables import (
     Measurement,
     Model,
     ModelState,
+    PartKind,
     Plan,
     PlanRole,
     PlanTrial,
@@ -19,6 +20,7 @@ from app.models.tables import (
     Task,
     TaskKind,
     TaskState,
+    TrialPart,
 )
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "Measurement",
     "Model",
     "ModelState",
+    "PartKind",
     "Plan",
     "PlanRole",
     "PlanTrial",
@@ -40,5 +43,6 @@ __all__ = [
     "Task",
     "TaskKind",
     "TaskState",
+    "TrialPart",
     "utc_now",
 ]

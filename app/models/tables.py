@@ -75,7 +75,7 @@ class TaskKind(StrEnum):
     VERIFY = "verify"
     """Apply one plan jointly and measure it."""
     REFINE = "refine"
-    """Measure again around the plan of one budget, once all plans are verified, and look for a better one."""
+    """A part of measuring again around the plan of one budget, once all plans are verified."""
 
 
 class TaskState(StrEnum):
@@ -100,6 +100,21 @@ class PlanRole(StrEnum):
     """A baseline: the same bit-width everywhere."""
     ADHOC = "adhoc"
     """Asked for later, on stored measurements."""
+
+
+class PartKind(StrEnum):
+    """What a part of a step around a plan is."""
+
+    START = "start"
+    """To see what there is to do."""
+    PROBE = "probe"
+    """Probes around the plan, on a block of the samples."""
+    BASE = "base"
+    """To measure the plan that steps are tried from."""
+    STEP = "step"
+    """To make a step, and to measure where it leads."""
+    CROSSED = "crossed"
+    """To make it again without some of the samples, and to measure those."""
 
 
 def _enum(kind: type[StrEnum]) -> Enum:
@@ -329,6 +344,27 @@ class PlanTrial(Base):
     choices: Mapped[dict[str, Any]] = mapped_column(Json)
     outcome: Mapped[dict[str, Any]] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
+class TrialPart(Base):
+    """A part of the work on a step, for one task. It is done when its task is.
+
+    ``place``: which of its kind; ``work``: in float passes over the samples, as reckoned; ``choices``: where the step leads;
+    ``costs``: float64, of the samples it was to measure, not-a-number where a step leads nowhere. What probes find is theirs to keep.
+    """
+
+    __tablename__ = "trial_parts"
+    __table_args__ = (Index("ix_trial_parts_task_id", "task_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    ordinal: Mapped[int] = mapped_column(Integer, primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    kind: Mapped[PartKind] = mapped_column(_enum(PartKind), primary_key=True)
+    place: Mapped[int] = mapped_column(Integer, primary_key=True)
+    task_id: Mapped[str] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
+    work: Mapped[float] = mapped_column(Float(53), default=0.0)
+    choices: Mapped[dict[str, Any] | None] = mapped_column(Json, default=None)
+    costs: Mapped[bytes | None] = mapped_column(LargeBinary, default=None)
 
 
 class IdempotencyKey(Base):

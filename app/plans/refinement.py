@@ -10,6 +10,7 @@ Source: Stone (1974), Cross-validatory choice and assessment of statistical pred
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +28,33 @@ STANDARD_ERRORS = 2.0
 TRUSTS = (Trust(share=0.5, caution=1.0), Trust(share=0.25, caution=1.0))
 """What is tried around a plan, one after the other, until a step helps."""
 
+CROSSED = tuple((way, folds) for way in range(2) for folds in ((0, 1), (2, 3)))
+"""What is left out together in one part of the work: a way of cutting, and which of its folds."""
+
 Positions = NDArray[np.int64]
+
+
+class End(StrEnum):
+    """Why no further step is tried."""
+
+    ROUNDS = "rounds"
+    """As many were taken as were asked for."""
+    NO_GAIN = "no-gain"
+    """None of those tried around the last plan held on samples that it was not made from."""
+    SMALL_GAIN = "small-gain"
+    """The last one gained a smaller share of the cost than is tolerated as a regret."""
+    PASSES = "passes"
+    """One more would take more passes than refining may."""
+    MAX_PASSES = "max-passes"
+    """One more would take more passes than the job may measure."""
+    FEW_SAMPLES = "few-samples"
+    """There are fewer samples than could tell a step from noise."""
+    MANY_CANDIDATES = "many-candidates"
+    """There are more candidates than can be searched with interactions."""
+    LIMITS = "limits"
+    """Plans have further limits, which the search with interactions does not know."""
+    FAILED = "failed"
+    """The model cannot be looked around: it has no derivative there, or a search failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +158,19 @@ def unchanged(trust: Trust, before: NDArray[np.float64]) -> Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What is tried next. ``number``: of the trial; ``trust``: ``None`` when there is nothing more to try."""
+    """What is tried next.
+
+    Args:
+        number: Of the trial.
+        rounds: Steps taken so far.
+        trust: How far to believe what was found; ``None`` when there is nothing more to try.
+        end: Why there is not.
+    """
 
     number: int
     rounds: int
     trust: Trust | None
+    end: End | None = None
 
 
 def next_turn(outcomes: Sequence[dict[str, Any]], *, rounds: int, regret: float) -> Turn:
@@ -158,5 +193,12 @@ def next_turn(outcomes: Sequence[dict[str, Any]], *, rounds: int, regret: float)
         and last["accepted"]
         and last["before"] - last["after"] < regret * abs(last["before"])
     )
-    over = small or taken >= rounds or since >= len(TRUSTS)
-    return Turn(number=len(outcomes), rounds=taken, trust=None if over else TRUSTS[since])
+    end = None
+    if taken >= rounds:
+        end = End.ROUNDS
+    elif small:
+        end = End.SMALL_GAIN
+    elif since >= len(TRUSTS):
+        end = End.NO_GAIN
+    trust = TRUSTS[since] if end is None else None
+    return Turn(number=len(outcomes), rounds=taken, trust=trust, end=end)

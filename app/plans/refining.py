@@ -1,11 +1,9 @@
-"""Measuring again around the plan of a budget: the database's side of `app.plans.refinement`.
+"""Measuring again around the plan of a budget: what it stands on, and how a step is made from what probes found.
 
-Everything follows from rows: the plans as verified, and the steps tried so far. So whoever takes over a task that was killed
-goes on with the step after the last one that was finished.
+All of this stays the same while it goes on. What was tried, and what is to be done next, are rows: `app.plans.steps`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,24 +15,25 @@ from app.jobs import tasks
 from app.jobs.entries import Source
 from app.jobs.offer import Offer
 from app.kit.ids import content_sha256
-from app.models import Job, JobEntry, Plan, PlanRole, PlanTrial, ProbeResult
-from app.plans import repository
-from app.plans.conclusion import is_better, is_remeasured
+from app.models import Job, JobEntry, ProbeResult
+from app.plans.allowance import Allowance, allowance_of, probe_passes
 from app.plans.planner import Search, candidate_name
-from app.plans.refinement import MIN_SAMPLES, Outcome, Positions, Turn, next_turn
-from app.plans.service import JobPlan, PlanLabel, add_plan, job_spec, search_of
+from app.plans.refinement import MIN_SAMPLES, End, Positions
+from app.plans.service import job_description, job_spec, search_of
 from app.sensitivities.evidence import values_of
 from app.sensitivities.interactions import MOST_CELLS
 from solver import Interactions
 from workers.contracts import Candidate
+from workers.sampling import SampleBlock
+from workers.sensitivity.blocks import positions_of
 from workers.sensitivity.local_model import Trust, local_costs
 
 PROBES = 4
 """Sets of random signs around a plan."""
-PASSES_PER_TRIAL = 4.0
-"""Float passes over the samples that one step is measured with: the plan, the step, and two of steps made without a part."""
-TIME_LIMIT_S = 5.0
-"""Longest search for one step. There are nine for each: all samples', and two times four that leave some out."""
+MEASURED_FIRST = 4.0
+"""Passes that a first step is measured with: the plan, the step, and two of steps made without some of the samples."""
+TIME_LIMIT_S = 60.0
+"""Longest search for one step: a guard. Plans are the same on any machine as long as it is not reached."""
 ESTIMATOR = "around"
 """In the keys of what probes find around plans."""
 
@@ -43,7 +42,7 @@ Choices = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Around:
-    """What probes found around a plan. The last three are of its search.
+    """What probes found around a plan. The last two axes are its search's entries and the samples, in their order.
 
     Args:
         gradients: ``[entries, samples]``.
@@ -56,40 +55,68 @@ class Around:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Refinement:
-    """Where the refinement of a budget's plan stands.
+    """What measuring again around the plan of a budget stands on.
 
     Args:
+        job_id: Of the job.
         ordinal: Of the budget.
-        budget: As written.
+        request: Of the job.
         search: What plans are made from.
-        base: The plan to look around.
-        turn: What to try.
-        part: What the probes around the plan are known by.
         offer: Units and candidates, in the order of the probes' entries.
-        samples: Calibrated on.
+        source: What is measured on what.
+        allowance: What it may take.
     """
 
+    job_id: str
     ordinal: int
-    budget: str
+    request: dict[str, Any]
     search: Search
-    base: Choices
-    turn: Turn
-    part: tasks.ProbePart
     offer: Offer
-    samples: int
+    source: Source
+    allowance: Allowance
 
-    def step(self, around: Around, samples: Positions, trust: Trust) -> Choices:
-        """The best plan near this one, as some of the samples show it.
+    @property
+    def budget(self) -> str:
+        """As written."""
+        return str(self.request["budgets"][self.ordinal])
+
+    @property
+    def samples(self) -> int:
+        """Calibrated on."""
+        return self.source.choice.used
+
+    @property
+    def obstacle(self) -> End | None:
+        """Why there is no way to look around any plan."""
+        if self.samples < MIN_SAMPLES:
+            return End.FEW_SAMPLES
+        if self.search.problem.costs.size > MOST_CELLS:
+            return End.MANY_CANDIDATES
+        return End.LIMITS if self.search.problem.rows else None
+
+    def probes(self, base: Choices) -> tuple[tasks.ProbePart, ...]:
+        """The parts of the probes around a plan: the blocks of the samples that the job's own are cut into."""
+        sha256 = content_sha256({"offer": tasks.offer_sha256(self.offer), "around": base})
+        return tuple(
+            tasks.probe_part(
+                self.source, offer_sha256=sha256, estimator=ESTIMATOR, probes=PROBES, block=block
+            )
+            for block in tasks.cut(self.samples, tasks.PROBE_BLOCKS)
+        )
+
+    def step(self, base: Choices, around: Around, samples: Positions, trust: Trust) -> Choices | None:
+        """The best plan near another one, as some of the samples show it; ``None`` where that is the plan itself.
 
         Args:
-            around: What was found around this plan.
+            base: The plan.
+            around: What was found around it.
             samples: Those to believe.
             trust: How far.
         """
         problem = self.search.problem
         shape = problem.costs.shape
         valid = np.arange(shape[1]) < np.asarray(problem.counts)[:, None]
-        chosen = np.array([_name(self.base[unit]) == str(candidate) for unit, candidate in self.offer])
+        chosen = np.array([name_of(base[unit]) == str(candidate) for unit, candidate in self.offer])
         added = np.zeros(shape)
         own = np.zeros(shape, np.bool_)
         own[valid] = chosen
@@ -102,136 +129,59 @@ class Refinement:
         factors = np.zeros((shape[0] * shape[1], found.factors.shape[1]))
         factors[valid.ravel()] = found.factors
         interactions = Interactions.from_factors(factors, units=shape[0], candidates=shape[1])
-        return self.search.joint(self.budget, linear, interactions, time_limit_s=TIME_LIMIT_S)
-
-    def changed(self, choices: Choices) -> int:
-        """How many units another plan changes."""
-        return sum(choices[unit] != choice for unit, choice in self.base.items())
+        choices = self.search.joint(self.budget, linear, interactions, time_limit_s=TIME_LIMIT_S)
+        return choices if choices and changed(base, choices) else None
 
 
-def refinement_of(session: Session, job_id: str, ordinal: int) -> Refinement | None:
-    """Where the refinement of a budget's plan stands; ``None`` where there is nothing to look around, or no way to.
+def refinement_of(session: Session, job_id: str, ordinal: int) -> Refinement:
+    """What measuring again around the plan of a budget stands on.
 
     Raises:
         SolverError: See `app.plans.service.search_of`.
     """
     job = session.get_one(Job, job_id)
-    source = tasks.source_of(session, job)
-    plan = next(
-        (p for p in repository.of_job(session, job_id, PlanRole.REQUESTED) if p.ordinal == ordinal), None
-    )
-    if plan is None or not plan.choices or source.choice.used < MIN_SAMPLES:
-        return None
-    search = search_of(session, job, job_spec(job.request))
-    if search.problem.costs.size > MOST_CELLS or search.problem.rows:
-        return None
-    trials = repository.trials(session, job_id, ordinal)
-    turn = next_turn(
-        [trial.outcome for trial in trials],
-        rounds=job.request["refine_rounds"],
-        regret=job.request.get("regret") or 0.0,
-    )
-    if not _affordable(session, job, len(trials)):
-        turn = replace(turn, trust=None)
+    source, search = tasks.source_of(session, job), search_of(session, job, job_spec(job.request))
     problem = search.problem
     offer = tuple(
         (unit, Candidate.parse(problem.label(i, k)))
         for i, unit in enumerate(problem.units)
         for k in range(int(problem.counts[i]))
     )
-    base = _base(session, job, plan, trials)
-    return Refinement(
-        ordinal=ordinal,
-        budget=job.request["budgets"][ordinal],
-        search=search,
-        base=base,
-        turn=turn,
-        part=_part(source, offer, base),
-        offer=offer,
-        samples=source.choice.used,
-    )
-
-
-def _affordable(session: Session, job: Job, trials: int) -> bool:
-    """Whether the passes that the job may spend on measuring pay for one more step; each budget has what entries left."""
-    limit = job.request.get("max_passes")
-    if limit is None:
-        return True
     spent = session.scalar(select(func.sum(JobEntry.work)).where(JobEntry.job_id == job.id)) or 0.0
-    return bool(spent + PASSES_PER_TRIAL * (trials + 1) <= limit)
-
-
-def _base(session: Session, job: Job, plan: Plan, trials: Sequence[PlanTrial]) -> Choices:
-    """The last step that was taken, else the better plan of those that the search made."""
-    for trial in reversed(trials):
-        if trial.outcome["accepted"]:
-            return trial.choices
-    if trials:
-        return trials[0].base
-    for other in repository.of_job(session, job.id, PlanRole.ALTERNATIVE):
-        if (
-            other.ordinal == plan.ordinal
-            and not is_remeasured(other)
-            and is_better(other, plan, job.request["compare"])
-        ):
-            return other.choices
-    return plan.choices
-
-
-def _part(source: Source, offer: Offer, base: Choices) -> tasks.ProbePart:
-    return tasks.probe_part(
-        source,
-        offer_sha256=content_sha256({"offer": tasks.offer_sha256(offer), "around": base}),
-        estimator=ESTIMATOR,
-        probes=PROBES,
-        block=tasks.whole_block(source),
+    return Refinement(
+        job_id=job.id,
+        ordinal=ordinal,
+        request=job.request,
+        search=search,
+        offer=offer,
+        source=source,
+        allowance=allowance_of(
+            job.request,
+            job_description(session, job),
+            ordinal=ordinal,
+            entries=spent,
+            samples=source.choice.used,
+            first_step=probe_passes(PROBES + 1) + MEASURED_FIRST,
+        ),
     )
 
 
-def around_of(session: Session, part: tasks.ProbePart) -> Around | None:
-    """What probes found around a plan, if they did."""
-    result = session.get(ProbeResult, part.key)
-    if result is None:
-        return None
-    values = values_of(result)
+def around_of(session: Session, at: Refinement, base: Choices) -> Around:
+    """What probes found around a plan, sample by sample in their order; all of it has to be there."""
+    entries, samples = len(at.offer), at.samples
+    values = np.zeros((PROBES + 1, entries, samples))
+    for part in at.probes(base):
+        start, stop = part.block
+        positions = positions_of(SampleBlock(start=start, stop=stop), samples, at.source.choice.seed)
+        values[:, :, positions] = values_of(session.get_one(ProbeResult, part.key))
     return Around(gradients=values[0], values=values[1:])
 
 
-def store_trial(session: Session, job_id: str, at: Refinement, choices: Choices, outcome: Outcome) -> None:
-    """Write down a step and what came of it, unless that was done before."""
-    if session.get(PlanTrial, (job_id, at.ordinal, at.turn.number)) is not None:
-        return
-    session.add(
-        PlanTrial(
-            job_id=job_id,
-            ordinal=at.ordinal,
-            number=at.turn.number,
-            base=at.base,
-            choices=choices,
-            outcome=outcome.to_json(),
-        )
-    )
-    session.flush()
+def changed(base: Choices, choices: Choices) -> int:
+    """How many units a plan changes of another one."""
+    return sum(choices[unit] != choice for unit, choice in base.items())
 
 
-def store_refined(session: Session, job_id: str, at: Refinement) -> None:
-    """Have the plan that steps led to verified, if any was taken."""
-    job = session.get_one(Job, job_id)
-    taken = [t.outcome for t in repository.trials(session, job_id, at.ordinal) if t.outcome["accepted"]]
-    if not taken:
-        return
-    draft = at.search.chosen({unit: _name(choice) for unit, choice in at.base.items()})
-    budget_bits = at.search.sizes.budget_bits(at.budget, at.search.counts)
-    details = {"backend": "remeasured", "remeasured": {"rounds": len(taken), "steps": taken}}
-    label = PlanLabel(
-        role=PlanRole.ALTERNATIVE,
-        name=f"{at.budget}, measured again",
-        spec=job_spec(job.request, at.budget).to_json() | {"remeasured": True},
-        ordinal=at.ordinal,
-    )
-    found = replace(draft, budget_bits=budget_bits, solver=draft.solver | details)
-    add_plan(session, job_id, JobPlan(draft=found, label=label))
-
-
-def _name(choice: dict[str, Any]) -> str:
+def name_of(choice: dict[str, Any]) -> str:
+    """What a choice of a plan is called as a candidate."""
     return candidate_name(choice["bits"], choice["scheme"], choice.get("activation_bits"))

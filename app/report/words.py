@@ -50,6 +50,18 @@ _TAKEN = {
     "remeasured": "Plan measured again around handed over: it measured better",
 }
 """By how the plan that took the place of the search's was found."""
+_ENDED = {
+    "rounds": "as many were taken as were asked for",
+    "no-gain": "none of those tried from the last plan held on samples that it was not made from",
+    "small-gain": "the last one gained less than the tolerated regret",
+    "passes": "it would take more passes than refining may, beside those that the costs took",
+    "max-passes": "it would take more passes than the job may measure",
+    "few-samples": "there are too few calibration samples to tell one from noise",
+    "many-candidates": "there are more candidates than can be searched with interactions",
+    "limits": "plans with further limits are not measured again around",
+    "failed": "the model could not be measured around the plan",
+}
+"""By `app.plans.refinement.End`."""
 _WHY_NONE = {
     "no_solution": ("Neither a plan nor a proof that there is none was found in the time given.",),
     "error": ("{backend} failed, so nothing is claimed.",),
@@ -79,19 +91,22 @@ def certificate_words(plan: Mapping[str, Any]) -> str:
             ``origin``, ``solver`` (``proof``, ``backend``, ``multiplier``, ``search``), ``predicted``, ``measured``.
 
     Returns:
-        One to five sentences, beginning with `certificate_headline`.
+        One to six sentences, beginning with `certificate_headline`.
     """
     return " ".join([certificate_headline(plan) + ".", *_reasons(plan), *_rounds(plan)])
 
 
 def _rounds(plan: Mapping[str, Any]) -> list[str]:
-    """What measuring again around the plan came to, where that was tried."""
-    tried = (plan.get("solver") or {}).get("trials") or []
+    """What measuring again around the plan came to, where that was tried, and why it ended."""
+    solver = plan.get("solver") or {}
+    tried = solver.get("trials") or []
     taken = [trial for trial in tried if trial["accepted"]]
+    ended = _ENDED.get(solver.get("refinement", {}).get("ended"))
+    why = [] if ended is None else [f"No further step: {ended}."]
     if not tried:
-        return []
+        return why
     if not taken:
-        return ["Measured again around the plan: no step gained beyond noise."]
+        return ["Measured again around the plan: no step gained beyond noise.", *why]
     values = (plan.get("measured") or {}).get("values", plan.get("measured") or {})
     metric = next(iter(values), "")
     before, after = (
@@ -100,7 +115,8 @@ def _rounds(plan: Mapping[str, Any]) -> list[str]:
     rounds = f"{len(taken)} round{'' if len(taken) == 1 else 's'}"
     title = quantities.measure(metric).title
     return [
-        f"Measured again around the plan: {rounds}, {title} {before} → {after} measured on the calibration data."
+        f"Measured again around the plan: {rounds}, {title} {before} → {after} measured on the calibration data.",
+        *why,
     ]
 
 

@@ -22,6 +22,7 @@ _TABLES = (
     "plans",
     "plan_trials",
     "tasks",
+    "trial_parts",
     "measurements",
     "probe_results",
     "job_entries",
@@ -37,6 +38,7 @@ def upgrade() -> None:
     _plans()
     _trials()
     _tasks()
+    _trial_parts()
     _measurements()
     _small_tables()
 
@@ -207,6 +209,29 @@ def _tasks() -> None:
     op.create_index("ix_tasks_job_id_kind", "tasks", ["job_id", "kind"])
     for column in ("model_id", "plan_id"):
         op.create_index(f"ix_tasks_{column}", "tasks", [column])
+
+
+def _trial_parts() -> None:
+    op.create_table(
+        "trial_parts",
+        sa.Column("job_id", sa.String(40), nullable=False),
+        sa.Column("ordinal", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("kind", _enum("partkind", "start", "probe", "base", "step", "crossed"), nullable=False),
+        sa.Column("place", sa.Integer(), nullable=False),
+        sa.Column("task_id", sa.String(40), nullable=False),
+        sa.Column("work", _DOUBLE, nullable=False),
+        sa.Column("choices", _JSON, nullable=True),
+        sa.Column("costs", sa.LargeBinary(), nullable=True),
+        sa.PrimaryKeyConstraint("job_id", "ordinal", "number", "kind", "place", name=op.f("pk_trial_parts")),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["jobs.id"], name=op.f("fk_trial_parts_job_id_jobs"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["task_id"], ["tasks.id"], name=op.f("fk_trial_parts_task_id_tasks"), ondelete="CASCADE"
+        ),
+    )
+    op.create_index("ix_trial_parts_task_id", "trial_parts", ["task_id"])
 
 
 def _measurements() -> None:

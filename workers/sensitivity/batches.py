@@ -13,6 +13,7 @@ from torch import Tensor
 from workers.errors import DatasetRefused, RequestRefused
 from workers.intake.dataset import PositionMask
 from workers.sampling import SampleBlock
+from workers.sensitivity.blocks import positions_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +190,7 @@ def _block_of(chosen: NDArray[np.int64], block: SampleBlock, seed: int) -> NDArr
             [block.start, block.stop],
             f"a stop of at most {len(chosen)}",
         )
-    order = np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))
-    return chosen[np.sort(order[block.start : block.stop])]
+    return chosen[positions_of(block, len(chosen), seed)]
 
 
 def _rows(tensor: Tensor, numbers: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The float model's outputs, which every quantized model is compared with."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -299,7 +299,7 @@ class FloatOutputs:
     program: Program
     batches: Batches
     _kept: dict[int, Tensor] = field(default_factory=dict)
-    _room: int = KEPT_OUTPUT_BYTES
+    _sample_bytes: int | None = None
 
     def keep(self) -> None:
         """Run the float model now for as many batches as are kept."""
@@ -313,7 +313,33 @@ class FloatOutputs:
         if batch in self._kept:
             return self._kept[batch]
         output = first_output(self.program.run(self.batches.inputs_of(batch)), self.batches, batch)
-        self._room -= output.numel() * output.element_size()
-        if self._room >= 0:
+        self._sample_bytes = output[0].numel() * output.element_size()
+        if self._keeps(batch):
             self._kept[batch] = output.clone()  # the first output may be a view of something larger
         return output
+
+    def of_samples(self, positions: Sequence[int]) -> Tensor:
+        """The outputs of some samples: of those in batches that are kept, and of the others by running them alone.
+
+        Args:
+            positions: Among the samples, ascending; at most as many as a batch has.
+        """
+        if self._sample_bytes is None:
+            self.of(0)
+        size = self.batches.size
+        kept = [position for position in positions if self._keeps(position // size)]
+        alone = [position for position in positions if not self._keeps(position // size)]
+        rows = [
+            self.of(batch)[[position % size for position in kept if position // size == batch]]
+            for batch in sorted({position // size for position in kept})
+        ]
+        if alone:
+            batches = replace(self.batches, samples=self.batches.samples[alone])
+            rows.append(first_output(self.program.run(batches.inputs_of(0)), batches, 0))
+        return torch.cat(rows)
+
+    def _keeps(self, batch: int) -> bool:
+        """Whether a batch has room: the first ones have, in whatever order they are asked for."""
+        assert self._sample_bytes is not None
+        samples = batch * self.batches.size + self.batches.kept(batch)
+        return samples * self._sample_bytes <= KEPT_OUTPUT_BYTES

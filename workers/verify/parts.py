@@ -62,7 +62,7 @@ def measure_parts(request: PlanRequest, parts: Sequence[PlanPart]) -> list[NDArr
         for batch in range(len(batches)):
             output = first_output(loaded.program.run(batches.inputs_of(batch), override), batches, batch)
             positions = part.positions[batch * batches.size : (batch + 1) * batches.size]
-            costs.append(comparison.costs(_rows(floats, positions), output, batches, batch))
+            costs.append(comparison.costs(floats.of_samples(positions), output, batches, batch))
         found.append(torch.cat(costs).double().numpy())
     return found
 
@@ -112,13 +112,3 @@ class _Comparison:
                 output.metric, reference, found, None, variance, counted=counted
             )
         return total.clamp_(max=COST_LIMIT)
-
-
-def _rows(floats: FloatOutputs, positions: Sequence[int]) -> Tensor:
-    """The float model's outputs for some samples, whatever batches they are in."""
-    size = floats.batches.size
-    rows = []
-    for batch in sorted({position // size for position in positions}):
-        inside = [position % size for position in positions if position // size == batch]
-        rows.append(floats.of(batch)[inside])
-    return torch.cat(rows)

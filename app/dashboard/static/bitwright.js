@@ -152,10 +152,11 @@
   function showProgress() {
     const card = document.getElementById("progress");
     if (!card || !told || card.dataset.stage !== (told.progress.stage ?? "")) return false;
-    const { fraction, done, total, unit, eta_seconds: eta, elapsed_seconds: elapsed } = told.progress;
+    const { fraction, done, total, unit, detail, eta_seconds: eta, elapsed_seconds: elapsed } = told.progress;
     const since = (performance.now() - told.at) / 1000;
     card.querySelector("progress").value = fraction;
     card.querySelector("[data-done]").textContent = `${done} of ${total} ${unit}`;
+    card.querySelector("[data-detail]").textContent = detail ?? "";
     card.querySelector("[data-fraction]").textContent = `${Math.floor(100 * fraction)}\u2009%`;
     card.querySelector("[data-eta]").textContent =
       eta === null ? "estimating the time left" : eta - since < 1 ? "nearly there" : `about ${duration(eta - since)} left`;

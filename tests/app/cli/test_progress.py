@@ -51,6 +51,16 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left() -> None:
         assert words in shown
 
 
+def test_what_is_told_more_closely_comes_with_the_counts() -> None:
+    text = io.StringIO()
+    told = document(4) | {"detail": "step 1 around the plan of 4 bits, 3 of 5 parts"}
+    with job_progress(Console(file=text, width=100)) as progress:
+        progress.update("running", told)
+    assert "(4/10 entries: step 1 around the plan of 4 bits, 3 of 5 parts)" in " ".join(
+        text.getvalue().split()
+    )
+
+
 def test_an_upload_in_a_log_is_one_line() -> None:
     text = io.StringIO()
     with transfer_progress(Console(file=text, width=100), "m.pt2", 2_000_000) as sent:

@@ -53,6 +53,7 @@ def test_a_job_is_accepted_with_all_defaults_filled_in(api, world):
         "fraction": 0.0,
         "eta_seconds": None,
         "elapsed_seconds": 0.0,
+        "detail": None,
     }
     read = api.get(response.headers["location"])
     assert read.json() == job

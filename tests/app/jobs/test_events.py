@@ -91,6 +91,7 @@ def test_a_job_is_followed_to_its_end(api, world):
             "fraction",
             "eta_seconds",
             "elapsed_seconds",
+            "detail",
         }
 
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from app.plans.refinement import End
 from app.report.quantities import NOTHING
 from app.report.words import (
     certificate_headline,
@@ -173,6 +174,17 @@ def test_what_measuring_again_came_to(trials, words):
     )
     assert words in said.replace(SPACE, " ")
     assert ("again around the plan" in said) == bool(trials)
+
+
+@pytest.mark.parametrize("end", list(End))
+@pytest.mark.parametrize("trials", [[], [trial(0.2, 0.1, accepted=False)], [trial(0.2, 0.1, accepted=True)]])
+def test_why_no_further_step_was_tried_is_said_last(trials, end):
+    solver = {"trials": trials, "refinement": {"ended": end.value}}
+    said = certificate_words(plan(status="optimal", solver=solver))
+    *_, why = said.rstrip(".").split(". ")
+    assert why.startswith("No further step: ")
+    others = {certificate_words(plan(solver=solver | {"refinement": {"ended": e.value}})) for e in End}
+    assert len(others) == len(End)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from workers.contracts import Candidate, Metric, PlanRequest, Scheme
-from workers.sensitivity import session
+from workers.graph.program import NO_OVERRIDE, Program
+from workers.sensitivity import reference, session
 from workers.verify.parts import PlanPart, measure_parts
 from workers.verify.plan import measure_plan
 
@@ -75,3 +76,32 @@ def test_positions_are_among_the_samples_that_are_chosen(request_for):
         request_for(Metric.KL), [PlanPart(choices=ROUGH, positions=tuple(range(SAMPLES)))]
     )
     assert costs.tolist() == pytest.approx(whole[[2, 7]].tolist(), rel=1e-5)
+
+
+FOLDS = [PlanPart(choices=ROUGH, positions=tuple(range(i, SAMPLES, 4))) for i in range(4)]
+
+
+@pytest.mark.parametrize("kept", [0, 130, 10_000], ids=["nothing", "the first batches", "everything"])
+def test_outputs_that_are_not_kept_are_computed_for_the_samples_at_hand_alone(request_for, monkeypatch, kept):
+    """Whatever is kept and asked for first: the same costs, and no more of the float model than that takes."""
+    everything = PlanPart(choices=ROUGH, positions=tuple(range(SAMPLES)))
+    (expected,) = measure_parts(request_for(Metric.KL), [everything])
+    session.forget()
+    monkeypatch.setattr(reference, "KEPT_OUTPUT_BYTES", kept)
+    floats = []
+    run = Program.run
+
+    def counting(program, inputs, override=NO_OVERRIDE):
+        if override is NO_OVERRIDE:
+            floats.append(len(inputs[0]))
+        return run(program, inputs, override)
+
+    monkeypatch.setattr(Program, "run", counting)
+    found = measure_parts(request_for(Metric.KL), FOLDS)
+    for part, costs in zip(FOLDS, found, strict=True):
+        assert costs.tolist() == pytest.approx(expected[list(part.positions)].tolist(), rel=1e-5)
+    calls = len(floats)
+    session.forget()
+    other_way = measure_parts(request_for(Metric.KL), FOLDS[::-1])
+    assert [costs.tolist() for costs in other_way[::-1]] == [costs.tolist() for costs in found]
+    assert calls <= {0: 1 + len(FOLDS), 130: 2 + len(FOLDS), 10_000: math.ceil(SAMPLES / 3)}[kept]

@@ -1,0 +1,330 @@
+"""The steps around the plan of a budget, as rows: what was tried, the parts of the work on the next one, and the end.
+
+A step is made in two goes of parts that may be done in any order, by as many workers as there are: the probes (with the plan
+itself to be measured, before the first step), then the step and those made without some of the samples. Whoever finishes the
+last part of a go sees what is next, in the same transaction.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
+
+from app.kit.ids import new_id
+from app.kit.locks import lock_name
+from app.models import PartKind, Plan, PlanRole, PlanTrial, Task, TaskKind, TaskState, TrialPart
+from app.plans import repository
+from app.plans.allowance import probe_passes
+from app.plans.conclusion import is_better, is_remeasured
+from app.plans.refinement import (
+    CROSSED,
+    End,
+    Turn,
+    crossed_changes,
+    judge,
+    next_turn,
+    partitions,
+    unchanged,
+)
+from app.plans.refining import PROBES, Choices, Refinement, changed, name_of
+from app.plans.service import JobPlan, PlanLabel, add_plan, job_spec
+
+_OPEN = (TaskState.PENDING, TaskState.RUNNING)
+_MEASURED = (PartKind.BASE, PartKind.STEP, PartKind.CROSSED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a task is to do.
+
+    Args:
+        ordinal: Of the budget.
+        number: Of the step.
+        kind: What is to be done.
+        place: Which part of its kind.
+    """
+
+    ordinal: int
+    number: int
+    kind: PartKind
+    place: int
+
+    @classmethod
+    def of(cls, row: TrialPart) -> Self:
+        """What a row tells."""
+        return cls(ordinal=row.ordinal, number=row.number, kind=row.kind, place=row.place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A part, and what it takes in float passes over the samples, as reckoned."""
+
+    part: Part
+    passes: float
+
+    @classmethod
+    def of(cls, at: Refinement, number: int, kind: PartKind, place: int, passes: float) -> Self:
+        """A part of a step around the plan of a budget."""
+        return cls(part=Part(ordinal=at.ordinal, number=number, kind=kind, place=place), passes=passes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Standing:
+    """How far the steps around the plan of a budget are.
+
+    Args:
+        base: The plan to look around.
+        turn: What to try.
+        fresh: Nothing was tried around it yet.
+    """
+
+    base: Choices
+    turn: Turn
+    fresh: bool
+
+
+def part_of(session: Session, task_id: str) -> Part:
+    """What a REFINE task is to do."""
+    row = session.scalars(select(TrialPart).where(TrialPart.task_id == task_id)).one()
+    return Part.of(row)
+
+
+def standing_of(session: Session, at: Refinement) -> Standing | None:
+    """How far the steps are; ``None`` where there is nothing to look around, or no more to do."""
+    plan = _plan(session, at.job_id, at.ordinal)
+    if plan is None or not plan.choices or "refinement" in plan.solver:
+        return None
+    trials = repository.trials(session, at.job_id, at.ordinal)
+    turn = next_turn(
+        [trial.outcome for trial in trials],
+        rounds=at.request["refine_rounds"],
+        regret=at.request.get("regret") or 0.0,
+    )
+    fresh = not trials or trials[-1].outcome["accepted"]
+    return Standing(base=_base(session, at, plan, trials), turn=turn, fresh=fresh)
+
+
+def _plan(session: Session, job_id: str, ordinal: int) -> Plan | None:
+    plans = repository.of_job(session, job_id, PlanRole.REQUESTED)
+    return next((plan for plan in plans if plan.ordinal == ordinal), None)
+
+
+def _base(session: Session, at: Refinement, plan: Plan, trials: Sequence[PlanTrial]) -> Choices:
+    """The last step that was taken, else the better plan of those that the search made."""
+    for trial in reversed(trials):
+        if trial.outcome["accepted"]:
+            return trial.choices
+    if trials:
+        return trials[0].base
+    for other in repository.of_job(session, at.job_id, PlanRole.ALTERNATIVE):
+        if (
+            other.ordinal == plan.ordinal
+            and not is_remeasured(other)
+            and is_better(other, plan, at.request["compare"])
+        ):
+            return other.choices
+    return plan.choices
+
+
+def begin(session: Session, job_id: str, ordinal: int) -> None:
+    """Have a worker see what there is to do around the plan of a budget."""
+    start = Part(ordinal=ordinal, number=0, kind=PartKind.START, place=0)
+    _queue(session, job_id, [Work(part=start, passes=0.0)])
+
+
+def lock(session: Session, job_id: str, ordinal: int) -> None:
+    """Keep others from finishing parts of the same steps: of two that finish at once, one has to see both done."""
+    lock_name(session, f"refine:{job_id}:{ordinal}")
+
+
+def store_measured(
+    session: Session, job_id: str, part: Part, choices: Choices | None, costs: NDArray[np.float64]
+) -> None:
+    """Write down what a part measured.
+
+    Args:
+        session: For writing.
+        job_id: Of the job.
+        part: Which.
+        choices: Where the step leads, of the part that tells.
+        costs: Of the part's samples; not-a-number where a step leads nowhere.
+    """
+    row = session.get_one(TrialPart, (job_id, part.ordinal, part.number, part.kind, part.place))
+    row.choices, row.costs = choices, costs.astype("<f8").tobytes()
+    session.flush()
+
+
+def go_on(session: Session, at: Refinement) -> None:
+    """Queue what is to be done next, once nothing is left of what was queued before; `lock` is held."""
+    if _is_open(session, at):
+        return
+    while (standing := standing_of(session, at)) is not None:
+        turn = standing.turn
+        rows = [row for row in _rows(session, at) if row.number == turn.number]
+        kinds = {row.kind for row in rows}
+        if PartKind.STEP in kinds:
+            _conclude(session, at, standing, rows)
+            continue
+        if kinds & {PartKind.PROBE}:
+            _queue(session, at.job_id, _measuring(at, turn.number))
+            return
+        wanted, then = _probing(at, standing), _measuring(at, turn.number)
+        end = at.obstacle or turn.end or _unaffordable(session, at, wanted, then)
+        if end is not None:
+            finish(session, at, standing.base, end)
+            return
+        _queue(session, at.job_id, wanted or then)
+        return
+
+
+def give_up(session: Session, at: Refinement, problem: str) -> None:
+    """End the steps because of an error, with those that were taken."""
+    standing = standing_of(session, at)
+    if standing is not None:
+        finish(session, at, standing.base, End.FAILED, problem)
+
+
+def finish(session: Session, at: Refinement, base: Choices, end: End, problem: str | None = None) -> None:
+    """End the steps: say why, and have the plan verified that they led to, if any was taken.
+
+    Args:
+        session: For writing.
+        at: Around which budget's plan.
+        base: Where the steps led.
+        end: Why.
+        problem: What went wrong, if anything did.
+    """
+    plan = _plan(session, at.job_id, at.ordinal)
+    assert plan is not None
+    spent = math.fsum(row.work for row in _rows(session, at))
+    about = {"ended": end.value, "passes": spent, "allowed_passes": at.allowance.passes}
+    plan.solver = plan.solver | {"refinement": about | ({} if problem is None else {"problem": problem})}
+    taken = [t.outcome for t in repository.trials(session, at.job_id, at.ordinal) if t.outcome["accepted"]]
+    if not taken:
+        session.flush()
+        return
+    draft = at.search.chosen({unit: name_of(choice) for unit, choice in base.items()})
+    budget_bits = at.search.sizes.budget_bits(at.budget, at.search.counts)
+    details = {"backend": "remeasured", "remeasured": {"rounds": len(taken), "steps": taken}}
+    label = PlanLabel(
+        role=PlanRole.ALTERNATIVE,
+        name=f"{at.budget}, measured again",
+        spec=job_spec(at.request, at.budget).to_json() | {"remeasured": True},
+        ordinal=at.ordinal,
+    )
+    found = replace(draft, budget_bits=budget_bits, solver=draft.solver | details)
+    add_plan(session, at.job_id, JobPlan(draft=found, label=label))
+
+
+def _is_open(session: Session, at: Refinement) -> bool:
+    query = (
+        exists()
+        .where(TrialPart.job_id == at.job_id, TrialPart.ordinal == at.ordinal)
+        .where(Task.id == TrialPart.task_id, Task.state.in_(_OPEN))
+    )
+    return bool(session.scalar(select(query)))
+
+
+def _rows(session: Session, at: Refinement) -> Sequence[TrialPart]:
+    query = select(TrialPart).where(TrialPart.job_id == at.job_id, TrialPart.ordinal == at.ordinal)
+    return session.scalars(query.order_by(TrialPart.number, TrialPart.kind, TrialPart.place)).all()
+
+
+def _probing(at: Refinement, standing: Standing) -> list[Work]:
+    """What has to be known of a plan before steps from it are made; nothing for another step from the same plan."""
+    if not standing.fresh:
+        return []
+    passes, blocks = probe_passes(PROBES + 1), [part.block for part in at.probes(standing.base)]
+    number = standing.turn.number
+    parts = [
+        Work.of(at, number, PartKind.PROBE, place, passes * (stop - start) / at.samples)
+        for place, (start, stop) in enumerate(blocks)
+    ]
+    if number == 0:  # later ones were measured as steps
+        parts.append(Work.of(at, number, PartKind.BASE, 0, 1.0))
+    return parts
+
+
+def _measuring(at: Refinement, number: int) -> list[Work]:
+    """The step, and those made without some of the samples; what takes longest first."""
+    ways = partitions(at.samples)
+    crossed = [
+        Work.of(at, number, PartKind.CROSSED, place, sum(len(ways[way][fold]) for fold in folds) / at.samples)
+        for place, (way, folds) in enumerate(CROSSED)
+    ]
+    return [Work.of(at, number, PartKind.STEP, 0, 1.0), *crossed]
+
+
+def _unaffordable(
+    session: Session, at: Refinement, probing: Sequence[Work], measuring: Sequence[Work]
+) -> End | None:
+    """Why the passes that a step takes are too many, if they are."""
+    rows = _rows(session, at)
+    spent = [Work(part=Part.of(row), passes=row.work) for row in rows]
+    step = [*probing, *measuring]
+    return at.allowance.ends(
+        spent=_passes(spent),
+        measured=_passes(spent, *_MEASURED),
+        probing=_passes(step, PartKind.PROBE),
+        measuring=_passes(step, *_MEASURED),
+    )
+
+
+def _passes(work: Iterable[Work], *kinds: PartKind) -> float:
+    return math.fsum(each.passes for each in work if not kinds or each.part.kind in kinds)
+
+
+def _queue(session: Session, job_id: str, work: Sequence[Work]) -> None:
+    """One task for each part."""
+    queued = select(func.count()).where(Task.job_id == job_id, Task.kind == TaskKind.REFINE)
+    first = session.scalar(queued) or 0
+    for ordinal, each in enumerate(work, start=first):
+        task = Task(id=new_id("tsk"), kind=TaskKind.REFINE, job_id=job_id, ordinal=ordinal)
+        session.add(task)
+        session.flush()
+        session.add(TrialPart(job_id=job_id, task_id=task.id, work=each.passes, **vars(each.part)))
+    session.flush()
+
+
+def _conclude(session: Session, at: Refinement, standing: Standing, rows: Sequence[TrialPart]) -> None:
+    """Judge a step whose parts are all done, and write down what came of it."""
+    turn = standing.turn
+    assert turn.trust is not None
+    measured = {(row.kind, row.place): np.frombuffer(row.costs or b"", "<f8") for row in rows}
+    before, after = _costs_of(session, at), measured[PartKind.STEP, 0]
+    choices = next(row.choices for row in rows if row.kind is PartKind.STEP)
+    if choices is None:
+        choices, outcome = standing.base, unchanged(turn.trust, before)
+    else:
+        crossed = _crossed(before, [measured[PartKind.CROSSED, place] for place in range(len(CROSSED))])
+        outcome = judge(turn.trust, changed(standing.base, choices), before, after, crossed)
+    trial = PlanTrial(job_id=at.job_id, ordinal=at.ordinal, number=turn.number)
+    trial.base, trial.choices, trial.outcome = standing.base, choices, outcome.to_json()
+    session.add(trial)
+    session.flush()
+
+
+def _costs_of(session: Session, at: Refinement) -> NDArray[np.float64]:
+    """What the plan that steps are tried from costs: measured as the last step that was taken, or before the first one."""
+    kind, number = PartKind.BASE, 0
+    for trial in repository.trials(session, at.job_id, at.ordinal):
+        if trial.outcome["accepted"]:
+            kind, number = PartKind.STEP, trial.number
+    row = session.get_one(TrialPart, (at.job_id, at.ordinal, number, kind, 0))
+    return np.frombuffer(row.costs or b"", "<f8")
+
+
+def _crossed(before: NDArray[np.float64], parts: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """For either way of cutting the samples, the change of each by the step that has not seen it."""
+    ways = partitions(len(before))
+    found: list[dict[int, NDArray[np.float64] | None]] = [{} for _ in ways]
+    for (way, folds), costs in zip(CROSSED, parts, strict=True):
+        ends = np.cumsum([len(ways[way][fold]) for fold in folds])[:-1]
+        for fold, of_fold in zip(folds, np.split(costs, ends), strict=True):
+            found[way][fold] = None if np.isnan(of_fold).any() else of_fold
+    return [crossed_changes(before, folds, of_way.get) for folds, of_way in zip(ways, found, strict=True)]
