@@ -304,7 +304,7 @@ class FloatOutputs:
     def keep(self) -> None:
         """Run the float model now for as many batches as are kept."""
         for batch in range(len(self.batches)):
-            if self._room < 0:
+            if self._sample_bytes is not None and not self._keeps(batch):
                 return
             self.of(batch)
 
