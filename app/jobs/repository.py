@@ -22,7 +22,11 @@ from app.models import (
     Task,
     TaskKind,
     TaskState,
+    TrialPart,
 )
+
+LEAST_WORK = 0.01
+"""Of a part of a step, in float passes: what is reckoned as nothing takes a moment, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ class PlanCounts:
 class TaskTimes:
     """When a task of a job's own began and ended, ``None`` where it has not, and what its worker tells of it (`app.models.Task`).
 
-    ``work``: how much it is beside others of its kind.
+    ``work``: how much it is beside others of its kind; of parts of a step around a plan in float passes, as reckoned.
     """
 
     id: str
@@ -173,15 +177,19 @@ def task_times(session: Session, job_ids: Sequence[str]) -> dict[str, list[TaskT
         Task.expected_at,
     )  # fmt: skip
     query = (
-        select(Task.job_id, *columns)
+        select(Task.job_id, TrialPart.work, *columns)
         .join(Plan, Plan.id == Task.plan_id, isouter=True)
+        .join(TrialPart, TrialPart.task_id == Task.id, isouter=True)
         .where(Task.job_id.in_(job_ids), or_(Plan.role.is_(None), Plan.role != PlanRole.ADHOC))
         .order_by(Task.created_at, Task.ordinal, Task.id)
     )
     found: dict[str, list[TaskTimes]] = defaultdict(list)
-    for job_id, *values in session.execute(query):
+    for job_id, reckoned, *values in session.execute(query):
         assert job_id is not None
-        found[job_id].append(TaskTimes(**dict(zip((column.key for column in columns), values, strict=True))))
+        work = 1.0 if reckoned is None else max(reckoned, LEAST_WORK)
+        found[job_id].append(
+            TaskTimes(work=work, **dict(zip((column.key for column in columns), values, strict=True)))
+        )
     return found
 
 
