@@ -11,6 +11,8 @@ from app.dispatch.work import Claim
 
 EVERY_S = 1.0
 """A report is written this often at most. Begins and ends of parts always are."""
+_LEAST_TIMED = 0.02
+"""The speed of less of a task is not told: it may be that of anything."""
 
 Progress = Callable[[float, float], None]
 """Told how much is done, and of how much."""
@@ -74,7 +76,7 @@ class Heartbeat:
             raise NotWanted
 
     def _write(self, fraction: float) -> bool:
-        pace = self._seconds / self._timed if self._timed > 0.0 else None
+        pace = self._seconds / self._timed if self._timed >= _LEAST_TIMED else None
         try:
             with self._database.write() as session:
                 return work.report(session, self._claim, fraction, pace)

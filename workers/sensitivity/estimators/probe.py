@@ -43,6 +43,9 @@ from workers.sensitivity.sharding import load
 _PASSES_PER_WALK = 1.35
 """What a walk back with its products takes, in forward passes, to tell how far a batch is: EfficientNet-Lite0 in float32, four
 probes, six candidates for each unit."""
+_MACS_PER_WEIGHT = 60.0
+"""What products with a weight's candidates take, in multiply-accumulates of the forward pass: MiniLM, likewise. Of look-ups, whose
+tables are large and compute nothing, that is all."""
 
 ActivationChanges = Callable[[Unit, Node, Tensor], Iterable[Tensor]]
 """How a unit's input changes under its activation candidates: unit, node and value of the input -> a change for each."""
@@ -239,7 +242,6 @@ class _Probing:
             precision=Precision(device=setup.program.device, products=options.dtype),
         )
         self._layouts = find_layouts(self._plan, self._start, setup.batches)
-        self._shares = _shares(self._uses, self._entries.units)
 
     def group(self, probes: range) -> Iterator[ProbeValues]:
         """Probes that share their forward passes."""
@@ -271,12 +273,12 @@ class _Probing:
             return
         starts = [{self._start: self._cotangent(index, output, mask, feed)} for index in probes]
         samples, passed = len(probes) * feed.kept, 1.0 / (1.0 + _PASSES_PER_WALK * len(probes))
-        walks = 1.0 - passed
+        walks, shares = 1.0 - passed, _shares(self._uses, self._entries.units, feed.kept)
 
         def visited(visit: Visit) -> None:
             nonlocal passed
             self._visit(visit, feed, results)
-            passed = min(passed + walks * self._shares[visit.step.node], 1.0)
+            passed = min(passed + walks * shares[visit.step.node], 1.0)
             self._tell(self._done + samples * passed)
 
         tape.backward(starts, visited)
@@ -319,10 +321,12 @@ class _Probing:
                 results.add_activation(unit.info.name, index, feed.samples, found)
 
 
-def _shares(uses: Uses, units: Sequence[Unit]) -> dict[Node, float]:
-    """Roughly which share of a walk each visited step is."""
-    loads = {
-        node: math.fsum(1.0 + load(units[use.unit].info) for use in found) for node, found in uses.at.items()
-    }
+def _shares(uses: Uses, units: Sequence[Unit], samples: int) -> dict[Node, float]:
+    """Roughly which share of a walk over so many samples each visited step is."""
+
+    def amount(unit: Unit) -> float:
+        return 1.0 + samples * load(unit.info) + _MACS_PER_WEIGHT * unit.info.weights
+
+    loads = {node: math.fsum(amount(units[use.unit]) for use in found) for node, found in uses.at.items()}
     total = math.fsum(loads.values())
     return {node: value / total for node, value in loads.items()}
