@@ -303,8 +303,9 @@ class FloatOutputs:
 
     def keep(self) -> None:
         """Run the float model now for as many batches as are kept."""
-        for batch in range(len(self.batches)):
-            if self._room < 0:
+        self.of(0)
+        for batch in range(1, len(self.batches)):
+            if not self._keeps(batch):
                 return
             self.of(batch)
 
