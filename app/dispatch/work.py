@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, and_, case, exists, select, update
+from sqlalchemy import ColumnElement, and_, case, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -100,9 +100,9 @@ class WantedEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeTask:
-    """One part of a job's probes, and the entries it is about."""
+    """Parts of a job's probes, and the entries they are about."""
 
-    part: tasks.ProbePart
+    parts: tuple[tasks.ProbePart, ...]
     offer: Offer
 
 
@@ -119,6 +119,11 @@ class ProbeValues:
     values: NDArray[np.float64]
     storage_bits: tuple[int, ...]
     seconds: float
+
+    def of(self, samples: NDArray[np.int64]) -> Self:
+        """Those on some of the samples, with their part of the time."""
+        seconds = self.seconds * len(samples) / self.values.shape[2]
+        return replace(self, values=self.values[:, :, samples], seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,18 +276,24 @@ def store_measurement(session: Session, wanted: WantedEntry, model_sha256: str, 
     return _insert_once(session, Measurement, values)
 
 
-def probe_part(session: Session, held: Claim) -> ProbeTask | None:
-    """What a PROBE task is to estimate; ``None`` if that is known already."""
+def probe_task(session: Session, held: Claim) -> ProbeTask:
+    """What a PROBE task is to estimate, as far as that is not known already."""
     job = session.get_one(Job, held.job_id)
     model = session.get_one(Model, job.model_id)
     assert model.description is not None
     description = ModelDescription.from_json(model.description)
     offer = offer_of(description, job.request)
     ordinal = session.get_one(Task, held.task_id).ordinal
-    part = tasks.probe_parts(tasks.source_of(session, job), job.request, offer)[ordinal]
-    if session.get(ProbeResult, part.key) is not None:
-        return None
-    return ProbeTask(part=part, offer=offer)
+    parts = tasks.probe_parts(tasks.source_of(session, job), job.request, offer)
+    own = tasks.dealt_parts(parts, _task_count(session, job.id, TaskKind.PROBE), ordinal)
+    return ProbeTask(
+        parts=tuple(part for part in own if session.get(ProbeResult, part.key) is None), offer=offer
+    )
+
+
+def _task_count(session: Session, job_id: str, kind: TaskKind) -> int:
+    query = select(func.count()).where(Task.job_id == job_id, Task.kind == kind)
+    return int(session.execute(query).scalar_one())
 
 
 def candidate_of(choice: Mapping[str, Any]) -> Candidate:

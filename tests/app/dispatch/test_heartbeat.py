@@ -176,6 +176,7 @@ def test_a_probe_tells_how_far_it_is_and_stops_when_nobody_wants_it(bench, monke
         raise AssertionError("goes on")
 
     monkeypatch.setattr(workers.sensitivity.estimators.run, "estimate", estimate)
+    monkeypatch.setattr(workers.sensitivity.estimators.run, "batch_size_of", lambda _request: 8)
     assert bench.run(task_id) == STOPPED
     assert seen == [0.25]
     assert results(bench) == []

@@ -373,6 +373,7 @@ def test_a_job_that_estimates_shows_its_probes_first_and_then_the_entries_it_ask
             session.get_one(Job, job_.id).stage = Stage.SOLVE
             measure_further(session, job_.id, wanted, world.settings)
 
+    world.settings = world.settings.model_copy(update={"workers": 4})
     job_ = world.job(metric="auto")
     assert (look().stage, look().done, look().total, look().unit) == (Stage.PROBE, 0, 4, "parts")
     world.start(job_, Stage.PROBE)

@@ -28,7 +28,7 @@ from workers.sensitivity.estimators.scores import scores
 from workers.sensitivity.exact import Setup
 from workers.sensitivity.mixture import MixedReference
 from workers.sensitivity.reference import Reference, first_output
-from workers.sensitivity.session import prepare
+from workers.sensitivity.session import load_batches, load_model, prepare, selection_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +77,18 @@ def estimate(request: EstimateRequest, progress: Progress | None = None) -> Esti
     )
     values = [_pairs(setup, request.wanted, rows, widths, found) for found in probe(setup, weights, options)]
     return Estimated(values=torch.stack(values).numpy(), storage_bits=storage)
+
+
+def batch_size_of(request: EstimateRequest) -> int:
+    """How many samples a pass takes.
+
+    Raises:
+        WorkerError: The model or the data cannot be used.
+        OSError: A file cannot be read.
+    """
+    measure = _as_measure(request)
+    loaded = load_model(measure.model_path, measure.device, measure.output, measure.compute_dtype)
+    return load_batches(measure.calibration_path, loaded, selection_of(measure)).size
 
 
 def _require_one_output(setup: Setup, estimator: str) -> None:
