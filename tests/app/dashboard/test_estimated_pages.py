@@ -21,6 +21,7 @@ def steps(text):
 
 def test_a_job_that_estimates_shows_so_and_then_what_it_measures(api, world):
     stages = ["Estimate", "Measure", "Solve", "Verify", "Refine"]
+    world.settings = world.settings.model_copy(update={"workers": 4})
     job = world.job(metric="auto")
     text = page(api, f"/jobs/{job.id}")
     assert steps(text) == (stages, "Estimate")
