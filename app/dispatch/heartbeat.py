@@ -11,7 +11,7 @@ from app.dispatch.work import Claim
 
 EVERY_S = 1.0
 """A report is written this often at most. Begins and ends of parts always are."""
-_LEAST_TIMED = 0.02
+_LEAST_TIMED = 0.05
 """The speed of less of a task is not told: it may be that of anything."""
 
 Progress = Callable[[float, float], None]
