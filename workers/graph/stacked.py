@@ -25,7 +25,7 @@ from workers.graph.program import Environment, Override, Program, Step, call, co
 def stacked_outputs(
     program: Program,
     environment: Environment,
-    start: int,
+    indices: Sequence[int],
     overrides: Sequence[Override],
     symbols: Mapping[str, int],
 ) -> list[Tensor]:
@@ -33,8 +33,8 @@ def stacked_outputs(
 
     Args:
         program: The model, with a batch of any size.
-        environment: Of cut ``start``; used up.
-        start: At or before the first step that sees a change.
+        environment: What the steps read; used up.
+        indices: The steps to run, with all that see a change and lead to the first output, in order.
         overrides: The variants; the same constants changed in each.
         symbols: The model's symbolic sizes for the samples in the environment.
 
@@ -46,8 +46,8 @@ def stacked_outputs(
     """
     stack = _Stack(program, environment, overrides, symbols)
     with computing(program.device):
-        for step in program.steps[start:]:
-            stack.run(step)
+        for index in indices:
+            stack.run(program.steps[index])
         return stack.first_outputs()
 
 

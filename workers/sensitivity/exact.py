@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workers.contracts import Candidate
 from workers.graph.program import NO_OVERRIDE, Environment, Override, Program
+from workers.graph.reach import Reach, run_part
 from workers.graph.units import UnitTable
 from workers.quant import InputMoments, QuantizedWeights
 from workers.sensitivity.activations import ActivationRanges, quantized_operands
@@ -116,13 +117,14 @@ def exact_costs(
     """
     for name, entries in groupby(wanted, key=lambda entry: entry[0]):
         started = time.perf_counter()
-        prefixes.move_to(setup.table.unit(name).first_step)
+        reach = prefixes.reach(setup.table.unit(name))
+        prefixes.move_to(reach.cut, reach)
         trial = stacking if stacking is not None and stacking.wants_trial() else None
         candidates = list(entries)
         # Several at a time cost memory for their weights, and delay what is finished: only where that saves time.
         together = len(candidates) if trial is not None or not prefixes.complete else 1
         for start in range(0, len(candidates), together):
-            unit = _UnitRun(setup, prefixes, candidates[start : start + together])
+            unit = _UnitRun(setup, prefixes, reach, candidates[start : start + together])
             found = unit.measure(trial)
             seconds = (time.perf_counter() - started) / len(found)
             for costs, sketch in found:
@@ -133,8 +135,11 @@ def exact_costs(
 class _UnitRun:
     """Some candidates of one unit, batch by batch."""
 
-    def __init__(self, setup: Setup, prefixes: Prefixes, entries: Sequence[tuple[str, Candidate]]) -> None:
+    def __init__(
+        self, setup: Setup, prefixes: Prefixes, reach: Reach, entries: Sequence[tuple[str, Candidate]]
+    ) -> None:
         self._setup = setup
+        self._reach = reach
         self._prefixes = prefixes
         self._overrides = [
             quantized(
@@ -155,7 +160,9 @@ class _UnitRun:
             if stacking is not None and batch == 0 and len(self._overrides) > 1:
                 worth = self._try_out(stacking, environment)
             elif stacking is not None and worth and stacking.fits(batch):
-                outputs = stacking.run(dict(environment), batch, self._prefixes.cut, self._overrides)
+                outputs = stacking.run(
+                    dict(environment), batch, self._reach.affected.indices, self._overrides
+                )
                 for candidate, output in enumerate(outputs):
                     self._take(candidate, batch, environment, output)
             else:
@@ -174,13 +181,15 @@ class _UnitRun:
         seconds = stacking.clock() - started
         for candidate, output in enumerate(outputs):
             self._take(candidate, 0, environment, output)
-        return stacking.try_out(dict(environment), self._prefixes.cut, self._overrides, outputs, seconds)
+        return stacking.try_out(
+            dict(environment), self._reach.affected.indices, self._overrides, outputs, seconds
+        )
 
     def _finish(self, environment: Environment, batch: int, override: Override) -> Tensor:
-        """The first output from an environment at the cut, which is kept."""
+        """The first output from the boundary's values, which are kept."""
         program = self._setup.program
         values = dict(environment)
-        program.advance(values, self._prefixes.cut, len(program), override)
+        run_part(program, values, self._reach.affected, override)
         return first_output(program.outputs(values, override), self._setup.batches, batch)
 
     def _take(self, candidate: int, batch: int, environment: Environment, output: Tensor) -> None:

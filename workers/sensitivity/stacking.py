@@ -68,7 +68,7 @@ class Stacking:
     def try_out(
         self,
         environment: Environment,
-        cut: int,
+        indices: Sequence[int],
         overrides: Sequence[Override],
         plain: Sequence[Tensor],
         plain_seconds: float,
@@ -76,8 +76,8 @@ class Stacking:
         """Run the first batch stacked.
 
         Args:
-            environment: Of the first batch; used up.
-            cut: Where it is.
+            environment: What the steps read of the first batch; used up.
+            indices: The steps to run.
             overrides: The candidates.
             plain: First outputs of the candidates.
             plain_seconds: What they took.
@@ -89,7 +89,7 @@ class Stacking:
         if worth:
             started = self.clock()
             try:
-                outputs = self.run(environment, 0, cut, overrides)
+                outputs = self.run(environment, 0, indices, overrides)
             except MeasurementFailed:
                 worth = False
             else:
@@ -105,7 +105,7 @@ class Stacking:
         return self._batches.kept(batch) == self._batches.size
 
     def run(
-        self, environment: Environment, batch: int, cut: int, overrides: Sequence[Override]
+        self, environment: Environment, batch: int, indices: Sequence[int], overrides: Sequence[Override]
     ) -> list[Tensor]:
         """First outputs of all candidates for a batch."""
         inputs = self._batches.inputs_of(batch)
@@ -113,4 +113,4 @@ class Stacking:
             name: inputs[index].shape[axis] for name, (index, axis) in self._program.model.symbols.items()
         }
         self.stacked += 1
-        return stacked_outputs(self._program, environment, cut, overrides, symbols)
+        return stacked_outputs(self._program, environment, indices, overrides, symbols)

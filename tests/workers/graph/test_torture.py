@@ -295,7 +295,8 @@ def stacked_and_plain(program, unit, inputs, variants):
         values = dict(environment)
         program.advance(values, unit.first_step, len(program), override)
         plain.append(program.outputs(values, override)[0])
-    return stacked_outputs(program, environment, unit.first_step, overrides, symbols), plain
+    behind = range(unit.first_step, len(program))
+    return stacked_outputs(program, environment, behind, overrides, symbols), plain
 
 
 @pytest.mark.parametrize("case", CASES)

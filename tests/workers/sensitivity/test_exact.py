@@ -49,23 +49,16 @@ def test_equal_where_the_reference_is_not_kept(make_case):
     assert_equal_to_naive(request, 1 << 30)
 
 
-def test_only_the_suffix_is_run(make_case, monkeypatch):
+def test_only_the_suffix_is_run(make_case, count_steps):
     case = make_case()
     request = case.request(wanted=case.wanted(2, 4))
     setup = prepare(request)
-    counted = []
-    advance = setup.program.advance
-
-    def count(environment, start, stop, *override):
-        counted.append(stop - start)
-        advance(environment, start, stop, *override)
-
-    monkeypatch.setattr(setup.program, "advance", count)
+    ran = count_steps()
     list(exact_costs(setup, request.wanted, Prefixes(setup.program, setup.batches, memory_bytes=1 << 30)))
     steps, batches = len(setup.program), len(setup.batches)
     firsts = [setup.table.unit(name).first_step for name in case.units]
     suffixes = sum(2 * (steps - first) for first in firsts)
-    assert sum(counted) == batches * (suffixes + firsts[-1])
+    assert len(ran) == batches * (suffixes + firsts[-1])
 
 
 def test_a_failed_entry_leaves_nothing_wrong_behind(make_case, monkeypatch):
