@@ -37,12 +37,14 @@ class Reach:
 
     Args:
         cut: Index of the first step that sees the change.
+        seeds: Indices of the steps that see it first-hand.
         affected: The steps whose values depend on it and that the first output needs.
         boundary: Nodes whose unchanged values these steps read, and the first output if no step changes it.
         ahead: Those of the boundary that are computed behind the cut.
     """
 
     cut: int
+    seeds: frozenset[int]
     affected: Part
     boundary: frozenset[Node]
     ahead: frozenset[Node]
@@ -85,7 +87,13 @@ class Reaches:
             read.add(self._output)
         boundary = frozenset(read - reached)
         ahead = frozenset(node for node in boundary if self._position.get(node, -1) >= cut)
-        return Reach(cut=cut, affected=self._part(affected), boundary=boundary, ahead=ahead)
+        return Reach(
+            cut=cut,
+            seeds=frozenset(seeds),
+            affected=self._part(affected),
+            boundary=boundary,
+            ahead=ahead,
+        )
 
     def ahead(self, reach: Reach, known: Collection[Node]) -> Part:
         """The steps behind the cut that have to be run for the boundary, none of them reached by the change.
@@ -95,7 +103,7 @@ class Reaches:
             known: Nodes whose values are known, besides those alive at the cut.
         """
         indices = self._closure(reach.ahead, stop=known, cut=reach.cut)
-        return self._part(sorted(indices), keep=reach.ahead)
+        return self._part(sorted(indices), keep=reach.boundary)
 
     def _closure(self, wanted: Iterable[Node], *, stop: Collection[Node], cut: int) -> set[int]:
         """The steps at or behind a cut that some values need, those values' own steps among them."""

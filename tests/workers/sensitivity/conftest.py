@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from workers.contracts import Candidate, MeasureRequest, Metric, Scheme
-from workers.graph import program, reach
+from workers.graph import program, reach, stacked
 from workers.graph.describe import describe
 from workers.intake.pt2 import read_model
 from workers.sensitivity import session
@@ -175,8 +175,8 @@ def count_steps(monkeypatch):
             ran.append(step.node.name)
             return run(step, value)
 
-        monkeypatch.setattr(program, "call", counted)
-        monkeypatch.setattr(reach, "call", counted)
+        for module in (program, reach, stacked):
+            monkeypatch.setattr(module, "call", counted)
         return ran
 
     return start
