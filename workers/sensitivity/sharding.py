@@ -1,9 +1,9 @@
 """What entries cost, and how to split them among workers. Torch-free: the service plans with it.
 
-The unit of work is one float pass of the model over the samples. An entry reruns what follows its unit's
-first use, so its work is the share of multiply-accumulates that lie at and behind that unit. Everything that
-is not a multiply-accumulate (activations, norms, attention between activations) is taken to be spread like
-them, plus a constant for what every entry does once.
+The unit of work is one float pass of the model over the samples. An entry reruns the steps that its unit reaches, so
+its work is their share of the multiply-accumulates. Everything that is not a multiply-accumulate of a unit
+(activations, norms, attention between activations) is taken to be spread like them, plus a constant for what every
+entry does once.
 """
 
 import math
@@ -34,9 +34,9 @@ def work(description: ModelDescription, wanted: Wanted) -> list[float]:
     Raises:
         RequestRefused: The model has no such unit.
     """
-    suffix = _suffix_shares(description)
+    shares = _reached_shares(description)
     positions = _positions(description)
-    return [suffix[_position(positions, name)] + _PER_ENTRY for name, _ in wanted]
+    return [shares[_position(positions, name)] + _PER_ENTRY for name, _ in wanted]
 
 
 def in_execution_order(description: ModelDescription, wanted: Wanted) -> list[tuple[str, Candidate]]:
@@ -100,14 +100,22 @@ def _split(ends: Sequence[float], bound: float) -> list[int]:
     return cuts
 
 
-def _suffix_shares(description: ModelDescription) -> list[float]:
-    """Per unit the share of multiply-accumulates at and behind it (evenly spread if the model has none)."""
+def _reached_shares(description: ModelDescription) -> list[float]:
+    """Per unit the share of multiply-accumulates that it reaches.
+
+    Where that is not known it is taken to be what lies at and behind the unit; a model of look-ups alone is taken to
+    have its work spread evenly.
+    """
     macs = [unit.macs for unit in description.units]
-    if not any(macs):
+    looked_up = not any(macs)
+    if looked_up:
         macs = [1] * len(macs)
     total = math.fsum(macs)
-    behind = list(accumulate(reversed(macs)))
-    return [value / total for value in reversed(behind)]
+    behind = list(accumulate(reversed(macs)))[::-1]
+    return [
+        (later if looked_up or unit.reached_macs is None else unit.reached_macs) / total
+        for unit, later in zip(description.units, behind, strict=True)
+    ]
 
 
 def _positions(description: ModelDescription) -> dict[str, int]:

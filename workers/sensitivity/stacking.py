@@ -36,7 +36,7 @@ _GAIN = 0.95
 
 _REALISED = 0.99
 _WATCHED_UNITS = 3
-_NARROW_BYTES = 256 << 20
+_NARROW_BYTES = 128 << 20
 
 
 class Stacking:
@@ -45,7 +45,7 @@ class Stacking:
     Args:
         program: The model.
         batches: The samples.
-        memory_bytes: Bound on what all candidates of a pass hold where steps are run together; 256 MiB at most.
+        memory_bytes: Bound on what all candidates of a pass hold where steps are run together; 128 MiB at most.
         clock: Gives seconds: CPU time, which a busy machine does not disturb.
     """
 

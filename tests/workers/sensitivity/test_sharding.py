@@ -9,7 +9,7 @@ from workers.errors import RequestRefused
 from workers.sensitivity.sharding import in_execution_order, plan_shards, work
 
 
-def description(*macs):
+def description(*macs, reached=None):
     units = tuple(
         UnitInfo(
             name=f"u{i}",
@@ -20,6 +20,7 @@ def description(*macs):
             group_axis=1,
             macs=value,
             tied=(f"t{i}",),
+            reached_macs=None if reached is None else reached[i],
         )
         for i, value in enumerate(macs)
     )
@@ -44,6 +45,14 @@ def test_work_is_the_share_of_what_is_run_again():
     model = description(10, 20, 0, 70)
     assert work(model, entries(model, 4)) == pytest.approx([1.02, 0.92, 0.72, 0.72])
     assert work(model, [("t1", entries(model, 4)[0][1])]) == pytest.approx([0.92])
+
+
+def test_work_is_what_a_unit_reaches():
+    """Two branches that meet: the first does not reach the second; a late use of the first unit is reached by all."""
+    model = description(40, 20, 40, reached=(100, 60, 40))
+    assert work(model, entries(model, 4)) == pytest.approx([1.02, 0.62, 0.42])
+    model = description(50, 50, reached=(50, 50))
+    assert [len(shard) for shard in plan_shards(model, entries(model, 2, 3), 2)] == [2, 2]
 
 
 def test_work_of_a_model_of_lookups_is_spread_evenly():
