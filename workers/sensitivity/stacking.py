@@ -2,11 +2,12 @@
 
 Small batches do not fill a machine, and then one call for several candidates costs less than one call for each. Whether it
 does, and whether kernels give the same bits for more samples, depends on the step, the batch and the machine. So it is
-tried, step by step: on two batches each step is run for each candidate and for all together, on the same inputs. Steps
-whose results were the same bit for bit, and laid out alike, may be run together from then on; kernels, and the order in which
-they sum, are decided by shapes and layouts, which the other batches and units share. (On EfficientNet-Lite0 the classifier
-rounds otherwise for more samples at batches of 1 and 2, some convolutions at 4 and 8; all else is equal.) Which of those
-steps are, is decided by what they took: least in sum, joining the candidates' values counted where a stretch begins.
+tried, step by step: on two batches (one, if that shows no gain) each step is run for each candidate and for all together,
+on the same inputs. Steps whose results were the same bit for bit, and laid out alike, may be run together from then on:
+kernels, and the order in which they sum, are decided by shapes and layouts, which the other batches and units share. (On
+EfficientNet-Lite0 the classifier rounds otherwise for more samples at batches of 1 and 2, some convolutions at 4 and 8; all
+else is equal.) Which of those steps are, is decided by what they took: least in sum, joining the candidates' values
+counted where a stretch begins.
 
 It is not to cost anything where nothing is gained: trials are made where they are a small part of what is measured with them,
 stretches whose values would take much memory are left alone, and a plan whose passes turn out slower than plain ones is given
@@ -27,7 +28,7 @@ MOST_VARIANTS = 8
 
 _FEWEST_BATCHES = 4
 _TRIALS = 2
-_TRIAL_PASSES = 1.3
+_TRIAL_PASSES = 1.6
 """What a trial costs beside the plain passes that it makes, in units of them."""
 
 _SPENT_ON_TRIALS = 0.015
@@ -215,6 +216,7 @@ class UnitStacking:
         if variants.comparisons:
             stacking.note(self._reach, self._variants, variants.comparisons)
             self.together = self._choose()
+            self.trials = self.trials if self.together else 0
         elif watched:
             self._spent.append(seconds)
         elif full:
