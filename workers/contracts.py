@@ -119,6 +119,8 @@ class UnitInfo:
         derived: The weight is computed from parameters (weight norm, scaling); the computed tensor is quantized.
         activations: Number of floating-point inputs its uses multiply it with; 0 for look-ups, whose indices no
             candidate can quantize.
+        reached_macs: Multiply-accumulates per sample of all units' uses that a change of this one reaches, its own
+            among them: what measuring it runs again. ``None``: not known.
     """
 
     name: str
@@ -131,6 +133,7 @@ class UnitInfo:
     tied: tuple[str, ...] = ()
     derived: bool = False
     activations: int = 0
+    reached_macs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

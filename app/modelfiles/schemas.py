@@ -33,6 +33,10 @@ class UnitRead(BaseModel):
         default=0,
         description="Inputs that its uses multiply it with and that can be quantized; 0 for look-ups.",
     )
+    reached_macs: int | None = Field(
+        default=None,
+        description="Multiply-accumulates per sample that its change reaches: what measuring it runs again.",
+    )
 
 
 class UnsupportedRead(BaseModel):

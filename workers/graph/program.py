@@ -92,10 +92,8 @@ class Program:
         self.model = model
         self.device = torch.device(device)
         self._flow = Dataflow.of(model)
-        last_use: dict[Node, int] = {}
-        for index, node in enumerate(self._flow.live):
-            for source in node.all_input_nodes:
-                last_use[source] = index
+        live = enumerate(self._flow.live)
+        last_use = {source: index for index, node in live for source in node.all_input_nodes}
         kept = {node for node in self._flow.outputs if isinstance(node, Node)}
         frees: dict[int, list[Node]] = {}
         for node, index in last_use.items():
@@ -104,7 +102,7 @@ class Program:
         self._steps = tuple(
             self._step(node, tuple(frees.get(index, ()))) for index, node in enumerate(self._flow.live)
         )
-        self._readers = self._first_readers()
+        self._readers = self._find_readers()
         self._constants: dict[Node, Any] = dict(zip(self._flow.stored, self._stored(), strict=True))
         # Not in inference mode: these tensors may take part in computations with gradients.
         with computing(self.device, gradients=torch.no_grad()):
@@ -149,15 +147,11 @@ class Program:
         Raises:
             MeasurementFailed: An operator failed, or an override of its operands did; names its node.
         """
-        values = {**self._constants, **override.values} if override.values else self._constants
-
-        def value(node: Node) -> Any:
-            return environment[node] if node in environment else values[node]
-
+        value = self.reader(environment, override)
         with computing(self.device):
             for index, step in enumerate(self._steps[start:stop], start):
-                changed = override.operands.get(index)
-                environment[step.node] = call(step, value if changed is None else _changed(changed, value))
+                operands = override.operands.get(index)
+                environment[step.node] = call(step, value if operands is None else changed(operands, value))
                 for node in step.frees:
                     environment.pop(node, None)
 
@@ -177,11 +171,7 @@ class Program:
         Raises:
             MeasurementFailed: An operator failed; names its node.
         """
-        values = {**self._constants, **override.values}
-
-        def value(node: Node) -> Any:
-            return environment[node] if node in environment else values[node]
-
+        value = self.reader(environment, override)
         with computing(self.device, gradients=torch.enable_grad()):
             for step in self._steps:
                 try:
@@ -192,6 +182,15 @@ class Program:
                     raise _failure(step.node, error) from error
                 for node in step.frees:
                     environment.pop(node, None)
+
+    def reader(self, environment: Environment, override: Override = NO_OVERRIDE) -> Callable[[Node], Any]:
+        """Gives the values that steps read: the environment's, else the override's, else the model's."""
+        values = {**self._constants, **override.values} if override.values else self._constants
+
+        def value(node: Node) -> Any:
+            return environment[node] if node in environment else values[node]
+
+        return value
 
     def outputs(self, environment: Environment, override: Override = NO_OVERRIDE) -> tuple[Any, ...]:
         """The model's outputs from an environment after the last step."""
@@ -264,9 +263,13 @@ class Program:
 
     def first_step(self, nodes: Iterable[Node]) -> int:
         """Index of the first step whose result changes when these constants do."""
-        changed = set(nodes)
-        changed |= depends_on(self._flow.constants, changed)
-        return min((self._readers[node] for node in changed if node in self._readers), default=len(self))
+        return min(self.reading_steps(nodes), default=len(self))
+
+    def reading_steps(self, nodes: Iterable[Node]) -> set[int]:
+        """Indices of the steps that read these constants, or others computed from them."""
+        given = set(nodes)
+        given |= depends_on(self._flow.constants, given)
+        return {index for node in given for index in self._readers.get(node, ())}
 
     def _step(self, node: Node, frees: tuple[Node, ...]) -> Step:
         return Step(
@@ -283,12 +286,13 @@ class Program:
             arguments, lambda value: self.device if isinstance(value, torch.device) else value
         )
 
-    def _first_readers(self) -> dict[Node, int]:
-        readers: dict[Node, int] = {}
+    def _find_readers(self) -> dict[Node, list[int]]:
+        """Constant node -> the steps that read it."""
+        readers: dict[Node, list[int]] = {}
         for index, step in enumerate(self._steps):
             for source in step.node.all_input_nodes:
                 if not self._flow.is_live(source):
-                    readers.setdefault(source, index)
+                    readers.setdefault(source, []).append(index)
         return readers
 
     def _stored(self) -> Iterator[Tensor]:
@@ -371,9 +375,11 @@ def computing(
         yield
 
 
-def _changed(
+def changed(
     operands: Mapping[Node, Callable[[Any], Any]], value: Callable[[Node], Any]
 ) -> Callable[[Node], Any]:
+    """Gives values as a step with overridden operands sees them."""
+
     def read(node: Node) -> Any:
         return operands[node](value(node)) if node in operands else value(node)
 

@@ -12,7 +12,7 @@ elements ends at its root, which is one of
 * a buffer, or a value that depends on the input: not a weight; the former is listed as unsupported.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -100,9 +100,10 @@ def find_units(model: GraphModel) -> UnitTable:
     ordered = sorted(finder.roots, key=lambda root: (first_steps[root.node], root.names[0]))
     names = _unique([root.names[0] for root in ordered])
     uses = {root.node: tuple(use_of(flow, site) for site in root.sites) for root in finder.roots}
+    reached = _reached_macs(flow, finder.roots)
     units = tuple(
         Unit(
-            info=_info(model, root, name, uses[root.node]),
+            info=_info(model, root, name, uses[root.node], reached[root.node]),
             node=root.node,
             aliases=root.aliases,
             parameters=tuple(source for source in root.sources if source not in still_needed),
@@ -121,7 +122,7 @@ def find_units(model: GraphModel) -> UnitTable:
     )
 
 
-def _info(model: GraphModel, root: Root, name: str, uses: Iterable[Use]) -> UnitInfo:
+def _info(model: GraphModel, root: Root, name: str, uses: Iterable[Use], reached_macs: int) -> UnitInfo:
     return UnitInfo(
         name=name,
         operator=root.sites[0].operator,
@@ -133,7 +134,34 @@ def _info(model: GraphModel, root: Root, name: str, uses: Iterable[Use]) -> Unit
         tied=root.names[1:],
         derived=root.derived,
         activations=sum(len(use.inputs) for use in uses),
+        reached_macs=reached_macs // (model.batch_size or 1),
     )
+
+
+def _reached_macs(flow: Dataflow, roots: Sequence[Root]) -> dict[Node, int]:
+    """Root's node -> multiply-accumulates of the sites that its change reaches."""
+    macs = [0] * len(flow.live)
+    for root in roots:
+        for site in root.sites:
+            macs[site.position] += site.macs
+    at_sites = [position for position, amount in enumerate(macs) if amount]
+    # From each live node on, sites as bits of a number: one walk back gives them for all units.
+    behind = [0] * len(flow.live)
+    for number, position in enumerate(at_sites):
+        behind[position] = 1 << number
+    for position in reversed(range(len(flow.live))):
+        for source in flow.live[position].all_input_nodes:
+            if source in flow.position:
+                behind[flow.position[source]] |= behind[position]
+    found = {}
+    for root in roots:
+        changed = {*root.nodes, *depends_on(flow.constants, root.nodes)}
+        bits = 0
+        for node in changed:
+            for user in node.users:
+                bits |= behind[flow.position[user]] if user in flow.position else 0
+        found[root.node] = sum(macs[at] for number, at in enumerate(at_sites) if bits >> number & 1)
+    return found
 
 
 def _needed_besides(flow: Dataflow, roots: Iterable[Root]) -> set[Node]:

@@ -6,8 +6,7 @@ from workers.contracts import Candidate, Entry, MeasureRequest
 from workers.graph.units import Unit
 from workers.quant import storage_bits
 from workers.sensitivity.exact import exact_costs
-from workers.sensitivity.session import keep_prefixes, load_model, prepare, take_prefixes
-from workers.sensitivity.stacking import Stacking
+from workers.sensitivity.session import keep_prefixes, load_model, load_stacking, prepare, take_prefixes
 from workers.sensitivity.statistics import moments, require_samples, run_means
 
 
@@ -36,7 +35,7 @@ def measure(request: MeasureRequest) -> Iterator[Entry]:
     units = {name: table.unit(name) for name, _ in request.wanted}
     setup = prepare(request)
     prefixes = take_prefixes(request, setup)
-    stacking = Stacking(setup.program, setup.batches, memory_bytes=request.memory_bytes)
+    stacking = load_stacking(request, setup)
     found = exact_costs(setup, request.wanted, prefixes, stacking)
     for (name, candidate), measurement in zip(request.wanted, found, strict=True):
         costs = measurement.costs.numpy()

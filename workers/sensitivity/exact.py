@@ -1,9 +1,10 @@
 """Exact costs by prefix reuse: only what follows a unit's first use is run again.
 
 Units in the outer loop, candidates in the next, batches in the innermost, so that entries are finished (and
-can be stored) one after the other. Where a batch's prefix has to be computed again, or candidates may share a
-pass, all candidates of a unit are run on a batch before the next. Steps, their order and their inputs are those of
-the naive loop; results are the same bit for bit (for shared passes that is tested: `Stacking`).
+can be stored) one after the other. Where a batch's prefix has to be computed again, or candidates may share
+calls, several candidates of a unit are run on a batch before the next. Steps and their inputs are those of the naive
+loop, without the steps that a unit does not reach; results are the same bit for bit (for shared calls that is tried
+out: `Stacking`).
 """
 
 import time
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from workers.contracts import Candidate
 from workers.graph.program import NO_OVERRIDE, Environment, Override, Program
+from workers.graph.reach import Reach, run_part
 from workers.graph.units import UnitTable
 from workers.quant import InputMoments, QuantizedWeights
 from workers.sensitivity.activations import ActivationRanges, quantized_operands
@@ -23,7 +25,10 @@ from workers.sensitivity.batches import Batches
 from workers.sensitivity.mixture import MixedReference
 from workers.sensitivity.prefixes import Prefixes
 from workers.sensitivity.reference import Reference, first_output
-from workers.sensitivity.stacking import Stacking
+from workers.sensitivity.stacking import MOST_VARIANTS, Stacking, UnitStacking
+
+Entry = tuple[str, Candidate]
+"""A unit's name and a candidate."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,27 +119,52 @@ def exact_costs(
     Yields:
         One measurement per entry.
     """
-    for name, entries in groupby(wanted, key=lambda entry: entry[0]):
+    units = [(name, list(entries)) for name, entries in groupby(wanted, key=lambda entry: entry[0])]
+    reaches = {name: prefixes.reach(setup.table.unit(name)) for name, _ in units}
+    if stacking is not None:
+        stacking.expect(sum(len(reaches[name].affected) * len(entries) for name, entries in units))
+    for name, candidates in units:
         started = time.perf_counter()
-        prefixes.move_to(setup.table.unit(name).first_step)
-        trial = stacking if stacking is not None and stacking.wants_trial() else None
-        candidates = list(entries)
-        # Several at a time cost memory for their weights, and delay what is finished: only where that saves time.
-        together = len(candidates) if trial is not None or not prefixes.complete else 1
-        for start in range(0, len(candidates), together):
-            unit = _UnitRun(setup, prefixes, candidates[start : start + together])
-            found = unit.measure(trial)
+        reach = reaches[name]
+        prefixes.move_to(reach.cut, reach)
+        for group in _groups(candidates, stacking, reach, whole=not prefixes.complete):
+            together = None if stacking is None else stacking.of(reach, len(group))
+            found = _UnitRun(setup, prefixes, reach, group).measure(together)
             seconds = (time.perf_counter() - started) / len(found)
             for costs, sketch in found:
                 yield Measurement(costs=costs, sketch=sketch, seconds=seconds)
             started = time.perf_counter()
 
 
+def _groups(
+    candidates: list[Entry], stacking: Stacking | None, reach: Reach, *, whole: bool
+) -> list[list[Entry]]:
+    """The candidates that are measured at the same time.
+
+    Several cost memory for their weights, and delay what is finished: only where that saves time, because prefixes have
+    to be run again for each group, or candidates may share calls.
+    """
+    if whole:
+        return [candidates]
+    size = -(-len(candidates) // -(-len(candidates) // MOST_VARIANTS))
+    groups = [candidates[start : start + size] for start in range(0, len(candidates), size)]
+    if stacking is None:
+        return [[candidate] for candidate in candidates]
+    return [
+        part
+        for group in groups
+        for part in ([group] if stacking.of(reach, len(group)) else [[candidate] for candidate in group])
+    ]
+
+
 class _UnitRun:
     """Some candidates of one unit, batch by batch."""
 
-    def __init__(self, setup: Setup, prefixes: Prefixes, entries: Sequence[tuple[str, Candidate]]) -> None:
+    def __init__(
+        self, setup: Setup, prefixes: Prefixes, reach: Reach, entries: Sequence[tuple[str, Candidate]]
+    ) -> None:
         self._setup = setup
+        self._reach = reach
         self._prefixes = prefixes
         self._overrides = [
             quantized(
@@ -145,42 +175,32 @@ class _UnitRun:
         self._sketches = [setup.reference.start_sketch() for _ in entries]
         self._costs: list[list[Tensor]] = [[] for _ in entries]
 
-    def measure(self, stacking: Stacking | None) -> list[tuple[Tensor, bytes | None]]:
+    def measure(self, stacking: UnitStacking | None) -> list[tuple[Tensor, bytes | None]]:
         """Costs and sketches, per candidate."""
-        worth = False
-        if any(override.operands for override in self._overrides):
-            stacking = None  # stacked samples share their operands
+        program = self._setup.program
         for batch in range(len(self._setup.batches)):
             environment = self._prefixes.environment(batch)
-            if stacking is not None and batch == 0 and len(self._overrides) > 1:
-                worth = self._try_out(stacking, environment)
-            elif stacking is not None and worth and stacking.fits(batch):
-                outputs = stacking.run(dict(environment), batch, self._prefixes.cut, self._overrides)
-                for candidate, output in enumerate(outputs):
-                    self._take(candidate, batch, environment, output)
-            else:
+            if stacking is None:
                 for candidate, override in enumerate(self._overrides):
                     self._take(candidate, batch, environment, self._finish(environment, batch, override))
+                continue
+            ended = stacking.run(environment, batch, self._overrides)
+            for candidate, (values, override) in enumerate(zip(ended, self._overrides, strict=True)):
+                output = first_output(program.outputs(values, override), self._setup.batches, batch)
+                self._take(candidate, batch, environment, output)
+        if stacking is not None:
+            stacking.finish()
         finished = self._setup.reference.finished
         return [
             (torch.cat(costs), None if sketch is None else finished(sketch))
             for costs, sketch in zip(self._costs, self._sketches, strict=True)
         ]
 
-    def _try_out(self, stacking: Stacking, environment: Environment) -> bool:
-        """The first batch, plainly and stacked; whether to stack the others."""
-        started = stacking.clock()
-        outputs = [self._finish(environment, 0, override) for override in self._overrides]
-        seconds = stacking.clock() - started
-        for candidate, output in enumerate(outputs):
-            self._take(candidate, 0, environment, output)
-        return stacking.try_out(dict(environment), self._prefixes.cut, self._overrides, outputs, seconds)
-
     def _finish(self, environment: Environment, batch: int, override: Override) -> Tensor:
-        """The first output from an environment at the cut, which is kept."""
+        """The first output from the boundary's values, which are kept."""
         program = self._setup.program
         values = dict(environment)
-        program.advance(values, self._prefixes.cut, len(program), override)
+        run_part(program, values, self._reach.affected, override)
         return first_output(program.outputs(values, override), self._setup.batches, batch)
 
     def _take(self, candidate: int, batch: int, environment: Environment, output: Tensor) -> None:

@@ -31,6 +31,7 @@ from workers.sensitivity.moments import collect_moments
 from workers.sensitivity.prefixes import Prefixes
 from workers.sensitivity.recent import RecentlyUsed
 from workers.sensitivity.reference import FloatOutputs, Reference, output_variance
+from workers.sensitivity.stacking import Stacking
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +61,7 @@ class _Caches:
     moments: RecentlyUsed[dict[str, InputMoments]] = field(default_factory=lambda: RecentlyUsed(1))
     setups: RecentlyUsed[Setup] = field(default_factory=lambda: RecentlyUsed(1))
     prefixes: RecentlyUsed[Prefixes] = field(default_factory=lambda: RecentlyUsed(1))
+    stackings: RecentlyUsed[Stacking] = field(default_factory=lambda: RecentlyUsed(1))
 
 
 _CACHES = _Caches()
@@ -322,9 +324,18 @@ def keep_prefixes(request: MeasureRequest, prefixes: Prefixes) -> None:
     _CACHES.prefixes.put(_setup_key(request), prefixes)
 
 
+def load_stacking(request: MeasureRequest, setup: Setup) -> Stacking:
+    """What earlier shards of the same measurement learnt of running candidates together."""
+    return _CACHES.stackings.get(
+        _setup_key(request),
+        lambda: Stacking(setup.program, setup.batches, memory_bytes=request.memory_bytes),
+    )
+
+
 def forget() -> None:
     """Drop everything that is kept."""
     for cache in (
+        _CACHES.stackings,
         _CACHES.prefixes,
         _CACHES.setups,
         _CACHES.outputs,

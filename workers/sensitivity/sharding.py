@@ -1,12 +1,11 @@
 """What entries cost, and how to split them among workers. Torch-free: the service plans with it.
 
-The unit of work is one float pass of the model over the samples. An entry reruns what follows its unit's
-first use, so its work is the share of the model's load that lies at and behind that unit, plus a constant for what every
-entry does once. A unit's load is its multiply-accumulates and what it writes: early layers of convolutional networks
-compute little and move much. Everything else (norms, attention between activations) is taken to be spread like them.
+The unit of work is one float pass of the model over the samples. An entry reruns the steps that its unit reaches, so its
+work is their share of the model's load, plus a constant for what every entry does once. A unit's load is its
+multiply-accumulates and what it writes: early layers of convolutional networks compute little and move much. Everything
+else (norms, attention between activations) is taken to be spread like them.
 """
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -38,9 +37,9 @@ def work(description: ModelDescription, wanted: Wanted) -> list[float]:
     Raises:
         RequestRefused: The model has no such unit.
     """
-    suffix = _suffix_shares(description)
+    shares = _reached_shares(description)
     positions = _positions(description)
-    return [suffix[_position(positions, name)] + _PER_ENTRY for name, _ in wanted]
+    return [shares[_position(positions, name)] + _PER_ENTRY for name, _ in wanted]
 
 
 def in_execution_order(description: ModelDescription, wanted: Wanted) -> list[tuple[str, Candidate]]:
@@ -111,14 +110,26 @@ def load(unit: UnitInfo) -> float:
     return unit.macs + _MACS_PER_OUTPUT * written
 
 
-def _suffix_shares(description: ModelDescription) -> list[float]:
-    """Per unit the share of the load at and behind it (evenly spread if the model has none)."""
-    loads = [load(unit) for unit in description.units]
-    if not any(loads):
-        loads = [1.0] * len(loads)
-    total = math.fsum(loads)
-    behind = list(accumulate(reversed(loads)))
-    return [value / total for value in reversed(behind)]
+def _reached_shares(description: ModelDescription) -> list[float]:
+    """Per unit the share of the load that it reaches.
+
+    It is the load at and behind the unit, less the share of multiply-accumulates there that the unit does not reach, where
+    that is known. A model of look-ups alone is taken to have its work spread evenly.
+    """
+    units = description.units
+    if not any(unit.macs for unit in units):
+        return [(len(units) - i) / len(units) for i in range(len(units))]
+    loads = _behind([load(unit) for unit in units])
+    macs = _behind([float(unit.macs) for unit in units])
+    return [
+        later / loads[0] * (1.0 if unit.reached_macs is None or not of_macs else unit.reached_macs / of_macs)
+        for unit, later, of_macs in zip(units, loads, macs, strict=True)
+    ]
+
+
+def _behind(values: Sequence[float]) -> list[float]:
+    """Sums of each value and those after it."""
+    return list(accumulate(reversed(values)))[::-1]
 
 
 def _positions(description: ModelDescription) -> dict[str, int]:

@@ -6,10 +6,12 @@ from torch import nn
 from torch.nn.functional import linear
 from torch.nn.utils.parametrizations import weight_norm
 
-from workers.errors import MeasurementFailed, ModelRefused
+from workers.errors import ModelRefused
 from workers.graph.describe import describe
+from workers.graph.outputs import choose_output
 from workers.graph.program import Program
-from workers.graph.stacked import stacked_outputs
+from workers.graph.reach import Reaches, run_part
+from workers.graph.stacked import Mode, Stretch, Variants
 from workers.graph.units import find_units
 
 
@@ -277,44 +279,52 @@ def test_a_model_without_units_is_refused_with_the_reasons(graph_of):
     assert [entry["name"] for entry in caught.value.extra["unsupported"]] == ["position"]
 
 
-# Units whose variants cannot be told apart in one pass: positions and samples are merged into one axis, positions first.
-NOT_STACKED = {"attention": {"a.out_proj.weight"}}
-
-
-def stacked_and_plain(program, unit, inputs, variants):
-    """First outputs of variants of a unit, in one pass and one by one."""
+def overrides_of(program, unit, variants):
+    """Some variants of a unit's weight."""
     weight = program.constant(unit.node)
     draw = torch.Generator().manual_seed(0)
     noises = [torch.randn(weight.shape, generator=draw).to(weight.dtype) for _ in range(variants)]
-    overrides = [program.override(unit.changes(weight + noise / 4)) for noise in noises]
+    return [program.override(unit.changes(weight + noise / 4)) for noise in noises]
+
+
+def side_by_side(program, unit, inputs, variants):
+    """Comparisons of a unit's steps, and first outputs of variants: compared, as far as possible together, and plain."""
+    reach = Reaches(program).of(program.reading_steps(alias.node for alias in unit.aliases))
+    overrides = overrides_of(program, unit, variants)
     environment = program.environment(inputs)
-    program.advance(environment, 0, unit.first_step)
+    program.advance(environment, 0, reach.cut)
+    run_part(program, environment, Reaches(program).ahead(reach, ()))
     symbols = {name: inputs[index].shape[axis] for name, (index, axis) in program.model.symbols.items()}
-    plain = []
-    for override in overrides:
-        values = dict(environment)
-        program.advance(values, unit.first_step, len(program), override)
-        plain.append(program.outputs(values, override)[0])
-    return stacked_outputs(program, environment, unit.first_step, overrides, symbols), plain
+    whole = range(len(reach.affected))
+
+    def outputs(modes):
+        ran = Variants(program, reach, environment, overrides=overrides, symbols=symbols)
+        stretches = [Stretch(mode=mode, places=range(place, place + 1)) for place, mode in modes.items()]
+        found = [
+            program.outputs(values, override)[0]
+            for values, override in zip(ran.run(stretches), overrides, strict=True)
+        ]
+        return found, ran.comparisons
+
+    compared, comparisons = outputs(dict.fromkeys(whole, Mode.COMPARED))
+    together, _ = outputs(
+        {place: Mode.TOGETHER if comparisons[place].equal else Mode.APART for place in whole}
+    )
+    plain = [program.run(inputs, override)[0] for override in overrides]
+    return comparisons, compared, together, plain
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_variants_in_one_pass(case, graph_of):
+def test_variants_side_by_side(case, graph_of):
+    """However samples lie and whatever operators do with them, outputs are those of plain passes bit for bit."""
     make, example, *_ = CASES[case]
     torch.manual_seed(0)
     program = Program(graph_of(make(), (example,)))
-    wrong = set()
     for unit in find_units(program.model).units:
-        if unit.info.operator == "lstm":  # several results at once: measured one candidate after the other
-            with pytest.raises(MeasurementFailed, match="several values"):
-                stacked_and_plain(program, unit, (example,), 3)
-            continue
-        stacked, plain = stacked_and_plain(program, unit, (example,), 3)
-        assert [one.shape for one in stacked] == [other.shape for other in plain]
-        assert not torch.allclose(stacked[0], stacked[1], rtol=1e-2, atol=1e-3)
-        if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(stacked, plain, strict=True)):
-            wrong.add(unit.info.name)
-    assert wrong == NOT_STACKED.get(case, set())
+        _, compared, together, plain = side_by_side(program, unit, (example,), 3)
+        assert not torch.allclose(plain[0], plain[1], rtol=1e-2, atol=1e-3)
+        assert all(torch.equal(one, other) for one, other in zip(compared, plain, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(together, plain, strict=True))
 
 
 class Sizes(nn.Module):
@@ -333,20 +343,17 @@ class Sizes(nn.Module):
 
 
 def test_variants_where_sizes_are_computed(graph_of):
+    """Reshaping by the number of samples works for all variants together; what holds several values is run apart."""
     program = Program(graph_of(Sizes(), (TOKENS,)))
     for unit in find_units(program.model).units:
-        stacked, plain = stacked_and_plain(program, unit, (TOKENS,), 4)
-        for one, other in zip(stacked, plain, strict=True):
-            torch.testing.assert_close(one, other)
-
-
-class SecondOutput(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(16, 4), nn.Linear(16, 4)
-
-    def forward(self, x):
-        return self.a(x), self.b(x)
+        comparisons, _, together, plain = side_by_side(program, unit, (TOKENS,), 4)
+        reach = Reaches(program).of(program.reading_steps([unit.node]))
+        names = [program.steps[index].node.name.split("_")[0] for index in reach.affected.indices]
+        equal = {name for place, name in enumerate(names) if comparisons[place].equal}
+        assert {"cat", "mul", "div"} <= equal
+        assert "split" not in equal
+        assert ("relu" in equal) == (unit.info.name == "a.weight")
+        assert all(torch.equal(one, other) for one, other in zip(together, plain, strict=True))
 
 
 class Mixed(nn.Module):
@@ -358,12 +365,35 @@ class Mixed(nn.Module):
 
     def forward(self, x):
         y = self.a(x)
-        return y @ y.t()
+        return (y @ y.t()).tanh(), (y - y.mean(0)).tanh()
 
 
-@pytest.mark.parametrize(("make", "message"), [(SecondOutput, "first output"), (Mixed, "several axes")])
-def test_variants_that_cannot_be_stacked(make, message, graph_of):
-    program = Program(graph_of(make(), (FLAT,)))
+@pytest.mark.parametrize("output", [0, 1])
+def test_samples_that_meet_are_told_apart(output, graph_of):
+    """Their operators either show it in the shapes, or give other values for more samples."""
+    model = choose_output(graph_of(Mixed(), (FLAT,)), str(output))
+    program = Program(model)
+    (unit,) = find_units(program.model).units
+    comparisons, compared, together, plain = side_by_side(program, unit, (FLAT,), 2)
+    *first, last = comparisons.values()
+    assert not any(comparison.equal for comparison in first if output == 0)
+    assert last.equal == (output == 1)  # a difference that has its samples along one axis again
+    for found in (compared, together):
+        assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))
+
+
+class SecondOutput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.a(x), self.b(x)
+
+
+def test_a_unit_that_does_not_reach_the_first_output(graph_of):
+    program = Program(graph_of(SecondOutput(), (FLAT,)))
     *_, unit = find_units(program.model).units
-    with pytest.raises(MeasurementFailed, match=message):
-        stacked_and_plain(program, unit, (FLAT,), 2)
+    reach = Reaches(program).of(program.reading_steps([unit.node]))
+    assert not reach.affected.indices
+    assert reach.boundary == {program.first_output}

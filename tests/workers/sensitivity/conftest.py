@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from workers.contracts import Candidate, MeasureRequest, Metric, Scheme
+from workers.graph import program, reach, stacked
 from workers.graph.describe import describe
 from workers.intake.pt2 import read_model
 from workers.sensitivity import session
@@ -160,3 +161,22 @@ def kind(request):
 def kinds():
     """All small models by name."""
     return {"cnn": SmallCnn, "lm": SmallLm, "towers": TwoTowers}
+
+
+@pytest.fixture
+def count_steps(monkeypatch):
+    """Count the steps that are run from now on, in whatever way: a list that grows by their names."""
+
+    def start():
+        ran = []
+        run = program.call
+
+        def counted(step, value):
+            ran.append(step.node.name)
+            return run(step, value)
+
+        for module in (program, reach, stacked):
+            monkeypatch.setattr(module, "call", counted)
+        return ran
+
+    return start

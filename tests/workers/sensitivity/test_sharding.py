@@ -11,7 +11,7 @@ from workers.errors import RequestRefused
 from workers.sensitivity.sharding import in_execution_order, load, plan_shards, work
 
 
-def description(*macs):
+def description(*macs, reached=None):
     units = tuple(
         UnitInfo(
             name=f"u{i}",
@@ -22,6 +22,7 @@ def description(*macs):
             group_axis=1,
             macs=value,
             tied=(f"t{i}",),
+            reached_macs=None if reached is None else reached[i],
         )
         for i, value in enumerate(macs)
     )
@@ -72,6 +73,14 @@ def test_what_a_unit_writes_counts_as_well_as_what_it_computes():
     expected = [1.02, 1.02 - load(depthwise) / total, 0.02 + load(transposed) / total]
     assert work(model, entries(model, 4)) == pytest.approx(expected)
     assert load(description(0).units[0]) == 0.0
+
+
+def test_work_is_what_a_unit_reaches():
+    """Two branches that meet: the first does not reach the second; a late use of the first unit is reached by all."""
+    model = description(40, 20, 40, reached=(100, 60, 40))
+    assert work(model, entries(model, 4)) == pytest.approx([1.02, 0.62, 0.42])
+    model = description(50, 50, reached=(50, 50))
+    assert [len(shard) for shard in plan_shards(model, entries(model, 2, 3), 2)] == [2, 2]
 
 
 def test_work_of_a_model_of_lookups_is_spread_evenly():
