@@ -66,7 +66,9 @@ def snapshot(database: Database, job_id: str) -> Snapshot:
     progress = read.progress
     return Snapshot(
         job=read,
-        etag=weak_etag([read.id, read.state, read.stage, progress.stage, progress.done, progress.total]),
+        etag=weak_etag(
+            [read.id, read.state, read.stage, progress.stage, progress.done, progress.total, progress.detail]
+        ),
     )
 
 

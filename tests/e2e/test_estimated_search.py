@@ -152,8 +152,8 @@ def test_an_estimated_search_is_as_good_as_one_that_measures_all(files, exact, t
     assert {key: then[key] for key in before} == before, "what was estimated is not estimated again"
     with database.read() as session:
         samples = [result.samples for result in session.query(ProbeResult)]
-    assert sorted(samples)[:4] == [6] * 4, "four parts of the samples"
-    assert set(samples[4:]) <= {24}, "around plans all samples are probed at once"
+    assert set(samples) == {6}, "four parts of the samples, of the job's probes and of those around plans"
+    assert len(samples) % 4 == 0
 
     found = costs_of(document)
     assert list(found) == list(true)
