@@ -11,8 +11,9 @@ The same search runs on the same samples in each way, in a data directory of its
 * ``auto``: estimates, and measuring where they leave a plan open.
 
 The *regret* of a way is what its plan for a budget costs more than the best one, both by the exact table; with ``--skip
-exact``, where that would take hours, by the table of racing. Seconds are wall-clock, until all costs are known; processor
-seconds are the workers'; *passes* are these in units of one float pass; memory is the most that one worker had (Linux).
+exact``, where that would take hours, by the table of racing. Estimates alone are also compared by the rank correlation with the exact costs (Spearman), between
+units at each bit-width. Seconds are wall-clock, until all costs are known; processor seconds are the workers'; *passes* are
+these in units of one float pass; memory is the most that one worker had (Linux).
 Without a model it builds EfficientNet-Lite0 and photos (see ``examples/efficientnet_lite0.py``)::
 
     python benchmarks/measure.py --samples 64 --json measure.json
@@ -35,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0:1] = [str(ROOT), str(ROOT / "examples")]
 
 from rich.console import Console  # noqa: E402 - from the folder just added
+from scipy.stats import spearmanr  # noqa: E402
 
 from app.cli.service import tune_memory  # noqa: E402
 from benchmarks.foretold import Error  # noqa: E402
@@ -60,7 +62,8 @@ WAYS = {"exact": "exact", "racing": "exact, racing", "probe": "estimates only", 
 class Row:
     """One way. ``regrets`` are shares, one for each budget; empty for the table that the others are held against.
 
-    ``equal`` of ``compared`` entries have bit for bit the mean of the plain loop.
+    ``equal`` of ``compared`` entries have bit for bit the mean of the plain loop. ``correlations`` are of estimates, by
+    bit-width.
     """
 
     way: str
@@ -75,6 +78,7 @@ class Row:
     regrets: tuple[float, ...] = ()
     equal: int | None = None
     compared: int | None = None
+    correlations: tuple[tuple[int, float], ...] = ()
     foretold: tuple[Error, ...] = ()
 
 
@@ -118,6 +122,19 @@ def regrets(document: dict[str, Any], reference: dict[str, Any]) -> tuple[float,
     return tuple(price(ours) / price(best) - 1.0 for ours, best in pairs)
 
 
+def rank_correlations(document: dict[str, Any], reference: dict[str, Any]) -> tuple[tuple[int, float], ...]:
+    """Spearman's, between units, at each bit-width; that over all entries would tell of the bits."""
+    exact = table_of(reference)
+    pairs: dict[int, list[tuple[float, float]]] = {}
+    for row in document["sensitivities"]:
+        pairs.setdefault(row["bits"], []).append(
+            (row["mean"], exact[row["unit"], f"{row['bits']}:{row['scheme']}"])
+        )
+    return tuple(
+        (bits, float(spearmanr(*zip(*found, strict=True)).statistic)) for bits, found in sorted(pairs.items())
+    )
+
+
 def row_of(way: str, found: Found, reference: Found, plain: Plain, unit: FloatPass) -> Row:
     """A way's figures."""
     rows, used = found.document["sensitivities"], found.document["calibration"]["samples"]
@@ -136,6 +153,7 @@ def row_of(way: str, found: Found, reference: Found, plain: Plain, unit: FloatPa
         regrets=() if found is reference else regrets(found.document, reference.document),
         equal=None if same is None else sum(same),
         compared=None if same is None else len(same),
+        correlations=rank_correlations(found.document, reference.document) if way == "probe" else (),
         foretold=found.foretold,
     )
 
@@ -195,10 +213,20 @@ def markdown(result: Result) -> str:
         "|---|" + "---:|" * (8 + len(result.budgets)),
         *(_line(row, result) for row in result.rows),
         "",
+        *(
+            f"Rank correlation of {WAYS[row.way]}: {_correlations(row)}."
+            for row in result.rows
+            if row.correlations
+        ),
+        "",
         "Length of a stage as foretold after its first tenth, largest (median) error:",
         *(f"- {WAYS[row.way]}: {_errors(row)}" for row in result.rows if row.foretold),
     ]
     return "\n".join(lines)
+
+
+def _correlations(row: Row) -> str:
+    return ", ".join(f"{bits} bits {value:.3f}" for bits, value in row.correlations)
 
 
 def _errors(row: Row) -> str:

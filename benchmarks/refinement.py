@@ -1,8 +1,9 @@
-"""Plans of added costs, with interactions, and measured again around, on data that they were not made from.
+"""Plans of added costs, with interactions, and measured again around, on data that had no part in them.
 
-One search finds them all; then each is measured once more on the evaluation data, sample by sample, so that differences
-between plans are *paired*: their standard error is that of the difference. Prints a Markdown table and, with ``--json``,
-writes every number::
+The evaluation data are cut in two. The first half goes with the search, which may refuse plans that cost more there; the
+second half is what is reported. So what is handed over was chosen by neither the calibration data alone nor by what it is
+judged on here. Plans are measured sample by sample, so that differences between them are *paired*: their standard error is
+that of the difference. Prints a Markdown table and, with ``--json``, writes every number::
 
     python benchmarks/refinement.py --model model.pt2 --calibration c.safetensors --evaluation e.safetensors --compare mse
 
@@ -14,7 +15,7 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ sys.path[0:1] = [str(ROOT), str(ROOT / "examples")]
 
 import numpy as np  # noqa: E402 - from the folder just added
 from rich.console import Console  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
 
 from app.cli.progress import job_progress  # noqa: E402
 from app.cli.service import tune_memory  # noqa: E402
 from app.dispatch.work import candidate_of  # noqa: E402
+from app.export import write_dataset  # noqa: E402
 from app.local import Files, search  # noqa: E402
 from app.settings import Settings  # noqa: E402
 from workers.contracts import Metric, Observation, PlanRequest  # noqa: E402
@@ -39,13 +42,14 @@ BUDGETS = ("2.5 bits", "3 bits", "4 bits")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One plan. Costs in the metric's unit; ``difference`` to the plan of added costs on the evaluation data."""
+    """One plan. Costs in the metric's unit; ``difference`` to the plan of added costs on the reported data."""
 
     budget: str
     found_by: str
     handed_over: bool
     calibration: float
     evaluation: float
+    reported: float
     difference: float
     standard_error: float
 
@@ -60,17 +64,30 @@ def plans_of(document: dict[str, Any], index: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def rows(document: dict[str, Any], files: Files, given: argparse.Namespace) -> list[Row]:
-    """All plans of all budgets, measured on the evaluation data."""
+def halves(path: Path, folder: Path) -> tuple[Path, Path]:
+    """A data file cut in two: neighbours, which may be of the same document, stay together."""
+    tensors = load_file(path)
+    middle = len(next(iter(tensors.values()))) // 2
+    found = []
+    for name, part in (("chosen-by", slice(None, middle)), ("reported-on", slice(middle, None))):
+        place = folder / f"{path.stem}-{name}.safetensors"
+        inputs = {key: values[part] for key, values in tensors.items() if key != "labels"}
+        write_dataset(place, inputs, tensors["labels"][part] if "labels" in tensors else None)
+        found.append(place)
+    return found[0], found[1]
+
+
+def rows(document: dict[str, Any], files: Files, report: Path, given: argparse.Namespace) -> list[Row]:
+    """All plans of all budgets, measured on the data to report."""
     metric = Metric(document["settings"]["compare"])
     request = PlanRequest(
         model_path=str(files.model),
-        data_path=str(files.evaluation),
+        data_path=str(report),
         metrics=(metric,),
         batch_size=given.batch_size,
         observation=Observation(path=str(files.calibration), samples=given.samples),
     )
-    everything = tuple(range(document["evaluation"]["samples"]))
+    everything = tuple(range(len(next(iter(load_file(report).values())))))
     table = []
     for index, handed in enumerate(document["plans"]):
         plans = plans_of(document, index)
@@ -84,14 +101,15 @@ def rows(document: dict[str, Any], files: Files, given: argparse.Namespace) -> l
         costs = measure_parts(request, parts)
         for (found_by, plan), own in zip(plans.items(), costs, strict=True):
             difference = own - costs[0]
-            measured = plan["measured"]
+            measured = plan["measured"].get("values", plan["measured"])[metric.value]
             table.append(
                 Row(
                     budget=handed["budget"],
                     found_by=found_by,
                     handed_over=plan["choices"] == handed["choices"],
-                    calibration=measured.get("values", measured)[metric.value]["calibration"],
-                    evaluation=float(own.mean()),
+                    calibration=measured["calibration"],
+                    evaluation=measured["evaluation"],
+                    reported=float(own.mean()),
                     difference=float(difference.mean()),
                     standard_error=float(np.std(difference, ddof=1)) / math.sqrt(len(difference)),
                 )
@@ -102,13 +120,14 @@ def rows(document: dict[str, Any], files: Files, given: argparse.Namespace) -> l
 def markdown(table: list[Row]) -> str:
     """One line for each plan."""
     lines = [
-        "| budget | plan | calibration | evaluation | difference to added costs | handed over |",
-        "|---|---|---|---|---|---|",
+        "| budget | plan | calibration | chosen by | reported | difference to added costs | handed over |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in table:
-        share = row.difference / (row.evaluation - row.difference)
+        share = row.difference / (row.reported - row.difference)
         lines.append(
-            f"| {row.budget} | {row.found_by} | {row.calibration:.4g} | {row.evaluation:.4g} | {row.difference:+.4g} "
+            f"| {row.budget} | {row.found_by} | {row.calibration:.4g} | {row.evaluation:.4g} | {row.reported:.4g} | "
+            f"{row.difference:+.4g} "
             f"± {row.standard_error:.2g} ({share:+.1%}) | {'yes' if row.handed_over else ''} |"
         )
     return "\n".join(lines)
@@ -138,6 +157,10 @@ def main() -> None:
         files = Files(model=assets.model, calibration=assets.calibration, evaluation=assets.evaluation)
     else:
         files = Files(model=given.model, calibration=given.calibration, evaluation=given.evaluation)
+    assert files.evaluation is not None
+    DATA.mkdir(parents=True, exist_ok=True)
+    chosen_by, report = halves(files.evaluation, DATA)
+    files = replace(files, evaluation=chosen_by)
     request: dict[str, Any] = {
         "budgets": list(given.budget or BUDGETS),
         "candidates": [2, 3, 4, 5, 6, 8],
@@ -154,7 +177,7 @@ def main() -> None:
             Settings(data_dir=DATA, workers=given.workers),
             lambda update: progress.update(update.state, update.progress),
         )
-    table = rows(document, files, given)
+    table = rows(document, files, report, given)
     print(markdown(table))
     if given.json:
         given.json.write_text(json.dumps([asdict(row) for row in table], indent=2) + "\n")

@@ -18,7 +18,13 @@ from rich.text import Text
 
 from app.report import quantities
 
-_STAGES = {"probe": "estimating", "measure": "measuring", "solve": "solving", "verify": "verifying plans"}
+_STAGES = {
+    "probe": "estimating",
+    "measure": "measuring",
+    "solve": "solving",
+    "verify": "verifying plans",
+    "refine": "refining plans",
+}
 _LINE_EVERY = 0.1
 """Without a terminal: a line for each such fraction of the work."""
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.db import Database
 from app.dispatch import work
+from app.dispatch.heartbeat import Heartbeat, Progress
 from app.dispatch.requests import around_request, calibration_request
 from app.dispatch.work import Claim, JobFiles, ProbeValues, patiently
 from app.jobs.tasks import ProbePart
@@ -21,6 +22,7 @@ from app.plans.refining import Around, Choices, Refinement, around_of, refinemen
 from app.plans.steps import Part, Standing
 from app.settings import Settings
 from solver import SolverError
+from workers.contracts import EstimateRequest
 from workers.errors import WorkerError
 from workers.sensitivity.local_model import Trust
 
@@ -47,7 +49,7 @@ def refine(settings: Settings, database: Database, claim: Claim) -> bool:
         files = work.job_files(session, claim.job_id)
         part = steps.part_of(session, claim.task_id)
         at = refinement_of(session, claim.job_id, part.ordinal)
-        do = _what(session, settings, files, at, part)
+        do = _what(session, settings, files, at, part, Heartbeat(database, claim).part())
     found, problem = _Found(), None
     try:
         found = do()
@@ -71,8 +73,8 @@ def refine(settings: Settings, database: Database, claim: Claim) -> bool:
     return patiently(database, write)
 
 
-def _what(
-    session: Session, settings: Settings, files: JobFiles, at: Refinement, part: Part
+def _what(  # noqa: PLR0913, PLR0917 - what a part depends on
+    session: Session, settings: Settings, files: JobFiles, at: Refinement, part: Part, progress: Progress
 ) -> Callable[[], _Found]:
     """What there is to do for a part; nothing if it is done, or the steps are over."""
     standing = steps.standing_of(session, at)
@@ -81,8 +83,14 @@ def _what(
     if part.kind is PartKind.PROBE:
         probe = at.probes(standing.base)[part.place]
         known = session.get(ProbeResult, probe.key) is not None
-        return _Found if known else partial(_probe, settings, files, at, standing.base, probe)
-    plans = _Plans(settings=settings, files=files, at=at, standing=standing)
+        return (
+            _Found
+            if known
+            else partial(
+                _probe, around_request(settings, files, at.offer, standing.base, probe.block), probe, progress
+            )
+        )
+    plans = _Plans(settings=settings, files=files, at=at, standing=standing, progress=progress)
     if part.kind is PartKind.BASE:
         return plans.base
     around = around_of(session, at, standing.base)
@@ -91,11 +99,11 @@ def _what(
     return partial(plans.crossed, around, *CROSSED[part.place])
 
 
-def _probe(settings: Settings, files: JobFiles, at: Refinement, base: Choices, part: ProbePart) -> _Found:
+def _probe(request: EstimateRequest, part: ProbePart, progress: Progress) -> _Found:
     from workers.sensitivity.estimators.run import estimate  # noqa: PLC0415 - torch is for workers only
 
     started = time.perf_counter()
-    found = estimate(around_request(settings, files, at.offer, base, part.block))
+    found = estimate(request, progress)
     assert found.gradients is not None
     values = ProbeValues(
         values=np.concatenate([found.gradients[None], found.values]),
@@ -113,6 +121,7 @@ class _Plans:
     files: JobFiles
     at: Refinement
     standing: Standing
+    progress: Progress
 
     @property
     def _trust(self) -> Trust:
@@ -159,4 +168,5 @@ class _Plans:
             )
             for choices, positions in plans
         ]
-        return measure_parts(calibration_request(self.settings, self.files, {}), parts) if parts else []
+        request = calibration_request(self.settings, self.files, {})
+        return measure_parts(request, parts, self.progress) if parts else []

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from app.dispatch.files import verified_path
 from app.dispatch.work import JobFiles, ProbeTask, WantedEntry, candidate_of
 from app.jobs.keys import Split, split_samples
@@ -21,6 +24,7 @@ from workers.contracts import (
     PlanRequest,
 )
 from workers.sampling import SampleBlock, SketchRequest
+from workers.sensitivity.blocks import positions_of
 
 CALIBRATION, EVALUATION = "calibration", "evaluation"
 
@@ -35,13 +39,13 @@ def measure_request(settings: Settings, files: JobFiles, wanted: Sequence[Wanted
     )
 
 
-def estimate_request(settings: Settings, files: JobFiles, task: ProbeTask) -> EstimateRequest:
-    """One part of a job's probes."""
+def estimate_request(settings: Settings, files: JobFiles, task: ProbeTask, block: Block) -> EstimateRequest:
+    """A job's probes on a block of the samples."""
     return EstimateRequest(
         estimator=files.request["estimator"],
         wanted=task.offer,
         probes=files.request["probes"],
-        block=sample_block(files, task.part.block),
+        block=sample_block(files, block),
         **_on_calibration(settings, files),
     )
 
@@ -94,10 +98,26 @@ def observation(settings: Settings, files: JobFiles) -> Observation:
 
 def sample_block(files: JobFiles, block: Block) -> SampleBlock | None:
     """A block of the samples; ``None`` when it is all of them."""
-    request, split = files.request, split_of(files)
-    available = files.calibration.samples if split.calibration is None else len(split.calibration)
-    used = available if request["samples"] is None else min(request["samples"], available)
+    used = sample_counts(files)[CALIBRATION]
     return None if block == (0, used) else SampleBlock(start=block[0], stop=block[1])
+
+
+def samples_within(files: JobFiles, block: Block, larger: Block) -> NDArray[np.int64]:
+    """Where a block's samples are among those of a larger one, int64: both are in the order of the file."""
+    used, seed = sample_counts(files)[CALIBRATION], files.request["seed"]
+    own, all_of_them = (positions_of(SampleBlock(start=a, stop=b), used, seed) for a, b in (block, larger))
+    return np.searchsorted(all_of_them, own)
+
+
+def sample_counts(files: JobFiles) -> dict[str, int]:
+    """How many samples are calibrated on and evaluated on, by role; 0 where there are none."""
+    asked, split = files.request["samples"], split_of(files)
+    available = files.calibration.samples if split.calibration is None else len(split.calibration)
+    evaluated = len(split.evaluation or ()) if files.evaluation is None else files.evaluation.samples
+    return {
+        CALIBRATION: available if asked is None else min(asked, available),
+        EVALUATION: evaluated,
+    }
 
 
 def split_of(files: JobFiles) -> Split:

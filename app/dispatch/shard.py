@@ -9,8 +9,9 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -21,12 +22,22 @@ from app import problems
 from app.db import Database, get_database
 from app.dispatch import store, work
 from app.dispatch.files import verified_path
+from app.dispatch.heartbeat import Heartbeat, NotWanted, Progress
 from app.dispatch.lifecycle import GiveUp, TaskView, after_failure
 from app.dispatch.logs import line
 from app.dispatch.refine import refine
-from app.dispatch.requests import CALIBRATION, EVALUATION, estimate_request, measure_request, plan_requests
+from app.dispatch.requests import (
+    CALIBRATION,
+    EVALUATION,
+    estimate_request,
+    measure_request,
+    plan_requests,
+    sample_counts,
+    samples_within,
+)
 from app.dispatch.work import Claim, JobFiles, ProbeTask, ProbeValues, WantedEntry, patiently
 from app.jobs.keys import MEASURE_VERSION
+from app.jobs.tasks import Block, ProbePart
 from app.models import TaskKind
 from app.plans.rounds import further_entries, measure_further
 from app.plans.service import draft_job, store_job_plans
@@ -82,6 +93,8 @@ def run_task(settings_values: dict[str, Any], task_id: str, attempt: int) -> str
         finished = _RUN[claim.kind](context)
     except DBAPIError:
         raise
+    except NotWanted:
+        finished = False
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the task's outcome
         return _write_down(context, error)
     logger.info(line("task_done" if finished else "task_stopped", **context.ids))
@@ -170,23 +183,56 @@ def _record(context: _Context, model_sha256: str, wanted: WantedEntry, entry: En
 
 
 def _probe(context: _Context) -> bool:
-    """One probe on one block of the samples."""
+    """All probes on some parts of the samples, those of one batch at a time."""
     assert context.claim.job_id is not None
     with context.database.read() as session:
         files = work.job_files(session, context.claim.job_id)
-        task = work.probe_part(session, context.claim)
-    if task is not None:
-        found = _estimate(context.settings, files, task)
-        patiently(context.database, lambda s: work.store_probe(s, task.part, files.model.sha256, found))
+        task = work.probe_task(session, context.claim)
+    heartbeat = Heartbeat(context.database, context.claim)
+    samples, done = sum(part.block[1] - part.block[0] for part in task.parts), 0
+    for parts in _in_batches(context.settings, files, task):
+        start, stop = parts[0].block[0], parts[-1].block[1]
+        progress = heartbeat.part(done / samples, (stop - start) / samples)
+        found = _estimate(context.settings, files, task, (start, stop), progress)
+        done += stop - start
+        for part in parts:
+            # Estimators that know no single samples come in one part.
+            own = found if len(parts) == 1 else found.of(samples_within(files, part.block, (start, stop)))
+            patiently(context.database, partial(_store_probe, part, files.model.sha256, own))
     return patiently(context.database, lambda session: work.finish(session, context.claim))
 
 
-def _estimate(settings: Settings, files: JobFiles, task: ProbeTask) -> ProbeValues:
+def _store_probe(part: ProbePart, model_sha256: str, found: ProbeValues, session: Session) -> bool:
+    return work.store_probe(session, part, model_sha256, found)
+
+
+def _in_batches(settings: Settings, files: JobFiles, task: ProbeTask) -> Iterator[Sequence[ProbePart]]:
+    """Neighbouring parts that fit into a batch together: what is done once for all samples is then not done for each."""
+    from workers.sensitivity.estimators.run import batch_size_of  # noqa: PLC0415 - torch is for workers only
+
+    if len(task.parts) < 2:
+        yield from ([part] for part in task.parts)
+        return
+    size = batch_size_of(estimate_request(settings, files, task, task.parts[0].block))
+    together: list[ProbePart] = []
+    for part in task.parts:
+        if together and (
+            part.block[0] != together[-1].block[1] or part.block[1] - together[0].block[0] > size
+        ):
+            yield together
+            together = []
+        together.append(part)
+    yield together
+
+
+def _estimate(
+    settings: Settings, files: JobFiles, task: ProbeTask, block: Block, progress: Progress
+) -> ProbeValues:
     from workers.sensitivity.estimators.run import estimate  # noqa: PLC0415 - torch is for workers only
 
     _limit_threads(settings)
     started = time.perf_counter()
-    found = estimate(estimate_request(settings, files, task))
+    found = estimate(estimate_request(settings, files, task, block), progress)
     seconds = time.perf_counter() - started
     return ProbeValues(values=found.values, storage_bits=found.storage_bits, seconds=seconds)
 
@@ -225,10 +271,14 @@ def _verify(context: _Context) -> bool:
     measured = plan.measured or plan.equal
     if plan.equal is not None and not _store_measured(context, plan.equal):
         return False
+    heartbeat, counts, begin = Heartbeat(context.database, claim), sample_counts(files), 0.0
     for role, request in plan_requests(context.settings, files, plan.choices).items():
+        share = counts[role] / sum(counts.values())
+        progress = heartbeat.part(begin, share)
+        begin += share
         if _has(measured, role):
             continue
-        measured = _measure_plan(context.settings, request, measured, role)
+        measured = _measure_plan(context.settings, request, measured, role, progress)
         if not _store_measured(context, measured):
             return False
         logger.info(line("plan_measured", plan_id=claim.plan_id, data=role, **context.ids))
@@ -246,13 +296,13 @@ def _store_measured(context: _Context, measured: dict[str, Any]) -> bool:
 
 
 def _measure_plan(
-    settings: Settings, request: PlanRequest, measured: dict[str, Any] | None, role: str
+    settings: Settings, request: PlanRequest, measured: dict[str, Any] | None, role: str, progress: Progress
 ) -> dict[str, Any]:
     """Measure, and add the result to what was measured before."""
     from workers.verify.plan import measure_plan  # noqa: PLC0415 - torch is for workers only
 
     _limit_threads(settings)
-    return _add(measured, role, measure_plan(request))
+    return _add(measured, role, measure_plan(request, progress))
 
 
 def _has(measured: dict[str, Any] | None, role: str) -> bool:

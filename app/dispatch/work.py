@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, and_, exists, select, update
+from sqlalchemy import ColumnElement, and_, case, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -99,9 +100,9 @@ class WantedEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeTask:
-    """One part of a job's probes, and the entries it is about."""
+    """Parts of a job's probes, and the entries they are about."""
 
-    part: tasks.ProbePart
+    parts: tuple[tasks.ProbePart, ...]
     offer: Offer
 
 
@@ -118,6 +119,11 @@ class ProbeValues:
     values: NDArray[np.float64]
     storage_bits: tuple[int, ...]
     seconds: float
+
+    def of(self, samples: NDArray[np.int64]) -> Self:
+        """Those on some of the samples, with their part of the time."""
+        seconds = self.seconds * len(samples) / self.values.shape[2]
+        return replace(self, values=self.values[:, :, samples], seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +164,12 @@ def claim(session: Session, task_id: str, attempt: int, worker: str) -> Claim | 
     wanted = and_(
         Task.id == task_id, Task.state == TaskState.RUNNING, Task.attempt == attempt, job_wants_task()
     )
-    if changed(session, update(Task).where(wanted).values(worker=worker)) != 1:
+    values = {
+        "worker": worker,
+        "pace_seconds": None,
+        "expected_at": None,
+    }  # another's speed is not this one's
+    if changed(session, update(Task).where(wanted).values(values)) != 1:
         return None
     task = session.get_one(Task, task_id)
     return Claim(
@@ -182,6 +193,22 @@ def finish(session: Session, held: Claim) -> bool:
     """RUNNING -> DONE, under the claim."""
     values = {"state": TaskState.DONE, "finished_at": utc_now()}
     return changed(session, update(Task).where(_held(held)).values(values)) == 1
+
+
+def report(session: Session, held: Claim, fraction: float, pace_seconds: float | None) -> bool:
+    """Write how far a task is, under the claim; ``False`` if the work is not wanted any more.
+
+    Args:
+        session: For writing.
+        held: The claim.
+        fraction: Share of the task that this attempt has done. What another one had done stays until it is passed.
+        pace_seconds: What all of it takes at the speed so far; ``None`` while that is not known.
+    """
+    values: dict[str, Any] = {"fraction": case((Task.fraction > fraction, Task.fraction), else_=fraction)}
+    if pace_seconds is not None:
+        left = timedelta(seconds=max(1.0 - fraction, 0.0) * pace_seconds)
+        values |= {"pace_seconds": pace_seconds, "expected_at": utc_now() + left}
+    return changed(session, update(Task).where(_held(held), job_wants_task()).values(values)) == 1
 
 
 def _held(held: Claim) -> ColumnElement[bool]:
@@ -249,18 +276,24 @@ def store_measurement(session: Session, wanted: WantedEntry, model_sha256: str, 
     return _insert_once(session, Measurement, values)
 
 
-def probe_part(session: Session, held: Claim) -> ProbeTask | None:
-    """What a PROBE task is to estimate; ``None`` if that is known already."""
+def probe_task(session: Session, held: Claim) -> ProbeTask:
+    """What a PROBE task is to estimate, as far as that is not known already."""
     job = session.get_one(Job, held.job_id)
     model = session.get_one(Model, job.model_id)
     assert model.description is not None
     description = ModelDescription.from_json(model.description)
     offer = offer_of(description, job.request)
     ordinal = session.get_one(Task, held.task_id).ordinal
-    part = tasks.probe_parts(tasks.source_of(session, job), job.request, offer)[ordinal]
-    if session.get(ProbeResult, part.key) is not None:
-        return None
-    return ProbeTask(part=part, offer=offer)
+    parts = tasks.probe_parts(tasks.source_of(session, job), job.request, offer)
+    own = tasks.dealt_parts(parts, _task_count(session, job.id, TaskKind.PROBE), ordinal)
+    return ProbeTask(
+        parts=tuple(part for part in own if session.get(ProbeResult, part.key) is None), offer=offer
+    )
+
+
+def _task_count(session: Session, job_id: str, kind: TaskKind) -> int:
+    query = select(func.count()).where(Task.job_id == job_id, Task.kind == kind)
+    return int(session.execute(query).scalar_one())
 
 
 def candidate_of(choice: Mapping[str, Any]) -> Candidate:

@@ -22,15 +22,19 @@ from app.models import (
     Task,
     TaskKind,
     TaskState,
+    TrialPart,
 )
+
+LEAST_WORK = 0.01
+"""Of a part of a step, in float passes: what is reckoned as nothing takes a moment, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntryCounts:
-    """How much of a job is measured.
+class ShardCounts:
+    """How much of a task's entries is measured.
 
-    Of what was done since its stage began, by it or by others: ``fresh`` entries, their ``fresh_work``, and when the first
-    and the last of them were finished.
+    Of what was done since the task was last started, by its worker or by others: ``fresh`` entries, their ``fresh_work``, the
+    seconds that they took each, added up, and when the first and the last of them were finished.
     """
 
     done: int
@@ -38,7 +42,8 @@ class EntryCounts:
     done_work: float
     total_work: float
     fresh: int = 0
-    fresh_work: float
+    fresh_work: float = 0.0
+    fresh_seconds: float = 0.0
     first_at: datetime | None = None
     last_at: datetime | None = None
 
@@ -61,12 +66,21 @@ class PlanCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskTimes:
-    """When a task of a job's own began and ended; ``None`` where it has not."""
+    """When a task of a job's own began and ended, ``None`` where it has not, and what its worker tells of it (`app.models.Task`).
 
+    ``work``: how much it is beside others of its kind; of parts of a step around a plan in float passes, as reckoned.
+    """
+
+    id: str
     kind: TaskKind
     state: TaskState
-    started_at: datetime | None
-    finished_at: datetime | None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    worker: str | None = None
+    fraction: float = 0.0
+    pace_seconds: float | None = None
+    expected_at: datetime | None = None
+    work: float = 1.0
 
 
 def get(session: Session, job_id: str) -> Job | None:
@@ -117,54 +131,64 @@ def page(  # noqa: PLR0913 - one keyword for each filter
     return session.scalars(query).all()
 
 
-def entry_counts(session: Session, job_ids: Sequence[str]) -> dict[str, EntryCounts]:
-    """Count the entries of jobs and weigh their work."""
+def shard_counts(session: Session, job_ids: Sequence[str]) -> dict[str, dict[str, ShardCounts]]:
+    """Count the entries of jobs and weigh their work, by job and task."""
     measured = Measurement.key.is_not(None)
-    # Unknown, so not fresh, for a job that has not begun.
-    fresh = Measurement.created_at >= func.coalesce(Job.stage_started_at, Job.started_at)
+    fresh = Measurement.created_at >= Task.started_at  # unknown, so not fresh, of a task that has not begun
     query = (
         select(
             JobEntry.job_id,
+            JobEntry.task_id,
             func.count().label("total"),
             func.count(Measurement.key).label("done"),
             func.sum(JobEntry.work).label("total_work"),
             func.sum(case((measured, JobEntry.work), else_=0.0)).label("done_work"),
             func.count(case((fresh, 1))).label("fresh"),
             func.sum(case((fresh, JobEntry.work), else_=0.0)).label("fresh_work"),
+            func.sum(case((fresh, Measurement.seconds), else_=0.0)).label("fresh_seconds"),
             func.min(case((fresh, Measurement.created_at))).label("first_at"),
             func.max(case((fresh, Measurement.created_at))).label("last_at"),
         )
-        .join(Job, Job.id == JobEntry.job_id)
+        .join(Task, Task.id == JobEntry.task_id)
         .join(Measurement, Measurement.key == JobEntry.key, isouter=True)
         .where(JobEntry.job_id.in_(job_ids))
-        .group_by(JobEntry.job_id)
+        .group_by(JobEntry.job_id, JobEntry.task_id)
     )
-    return {
-        row.job_id: EntryCounts(
+    found: dict[str, dict[str, ShardCounts]] = defaultdict(dict)
+    for row in session.execute(query):
+        found[row.job_id][row.task_id] = ShardCounts(
             done=row.done,
             total=row.total,
             done_work=row.done_work,
             total_work=row.total_work,
             fresh=row.fresh,
             fresh_work=row.fresh_work,
+            fresh_seconds=row.fresh_seconds,
             first_at=row.first_at,
             last_at=row.last_at,
         )
-        for row in session.execute(query)
-    }
+    return found
 
 
 def task_times(session: Session, job_ids: Sequence[str]) -> dict[str, list[TaskTimes]]:
-    """When the tasks of jobs began and ended; not those of plans that were asked for later."""
+    """When the tasks of jobs began and ended, in their order; not those of plans that were asked for later."""
+    columns = (
+        Task.id, Task.kind, Task.state, Task.started_at, Task.finished_at, Task.worker, Task.fraction, Task.pace_seconds,
+        Task.expected_at,
+    )  # fmt: skip
     query = (
-        select(Task.job_id, Task.kind, Task.state, Task.started_at, Task.finished_at)
+        select(Task.job_id, TrialPart.work, *columns)
         .join(Plan, Plan.id == Task.plan_id, isouter=True)
+        .join(TrialPart, TrialPart.task_id == Task.id, isouter=True)
         .where(Task.job_id.in_(job_ids), or_(Plan.role.is_(None), Plan.role != PlanRole.ADHOC))
+        .order_by(Task.created_at, Task.ordinal, Task.id)
     )
     found: dict[str, list[TaskTimes]] = defaultdict(list)
-    for row in session.execute(query):
-        found[row.job_id].append(
-            TaskTimes(kind=row.kind, state=row.state, started_at=row.started_at, finished_at=row.finished_at)
+    for job_id, reckoned, *values in session.execute(query):
+        assert job_id is not None
+        work = 1.0 if reckoned is None else max(reckoned, LEAST_WORK)
+        found[job_id].append(
+            TaskTimes(work=work, **dict(zip((column.key for column in columns), values, strict=True)))
         )
     return found
 

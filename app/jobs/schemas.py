@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.jobs.offer import MENUS
+from app.jobs.progress import ShownStage
 from app.kit.pages import MAX_LIMIT
 from app.models import JobState, Stage
 from workers.contracts import SCHEME_GRAMMAR, ComputeDtype, Estimator, Metric
@@ -253,19 +254,22 @@ class JobFilter(BaseModel):
 class ProgressRead(BaseModel):
     """How far the current stage is. Times are in seconds."""
 
-    stage: Stage | None = Field(
+    stage: ShownStage | None = Field(
         description="What is being done: `probe` (candidates are estimated), `measure`, `solve`, `verify` (plans are "
-        "measured, and measured again around); null when nothing is any more. With `auto` `measure` may follow on `solve`."
+        "measured), `refine` (they are measured again around; the job's stage is `verify` meanwhile); null when nothing is "
+        "any more. With `auto` `measure` may follow on `solve`, and after `refine` what was found is verified."
     )
     done: int
     total: int = Field(description="So far: `auto` asks for further entries as it goes on.")
     unit: str = Field(
-        description="What is counted: `parts` (of the estimate), `entries` or `plans`.",
+        description="What is counted: `parts` (of the estimate, or of what is done around plans), `entries` or `plans`.",
         examples=["entries"],
     )
-    fraction: float = Field(ge=0, le=1, description="Share of the stage's work that is done.")
+    fraction: float = Field(
+        ge=0, le=1, description="Share of the stage's work that is done, that in the workers' hands included."
+    )
     eta_seconds: float | None = Field(
-        description="Time the stage still takes at the speed so far; null until known."
+        ge=0, description="Time the stage still takes at the speed so far; null until known."
     )
     elapsed_seconds: float = Field(description="Since the job was started.")
     detail: str | None = Field(

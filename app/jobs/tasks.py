@@ -20,7 +20,7 @@ from workers.contracts import Candidate, ComputeDtype, Estimator, Metric, ModelD
 SHARDS_PER_WORKER = 4
 """More shards than workers: a slow or lost one then holds up little."""
 PROBE_BLOCKS = 4
-"""Estimates are cut into so many tasks at most, by samples: all probes of a sample share its forward pass."""
+"""Estimates are cut into so many parts at most, by samples: all probes of a sample share its forward pass."""
 MEASURE_BLOCKS = PROBE_BLOCKS
 """Where samples are chosen by what plans need, an entry is measured on so many blocks of them at most, one a round: the
 probes' blocks, so that both can be compared."""
@@ -123,9 +123,16 @@ def queue_first(session: Session, job: Job, description: ModelDescription, setti
     if is_exact(job.request):
         queue_entries(session, job, description, {first_block(source, job.request): offer}, settings)
         return
-    for ordinal, _ in enumerate(probe_parts(source, job.request, offer)):
+    # No more tasks than workers: neighbouring parts that one worker has anyway may share a batch.
+    for ordinal in range(min(len(probe_parts(source, job.request, offer)), _worker_count(settings))):
         session.add(Task(id=new_id("tsk"), kind=TaskKind.PROBE, job_id=job.id, ordinal=ordinal))
     session.flush()
+
+
+def dealt_parts(parts: Sequence[ProbePart], tasks: int, ordinal: int) -> Sequence[ProbePart]:
+    """The parts of the probes that one of a job's PROBE tasks is to find: neighbours."""
+    start, stop = cut(len(parts), tasks)[ordinal]
+    return parts[start:stop]
 
 
 def queue_entries(
@@ -176,6 +183,9 @@ def _count(session: Session, query: Any) -> int:
     return int(session.execute(query).scalar_one())
 
 
+def _worker_count(settings: Settings) -> int:
+    return settings.workers or min(os.cpu_count() or 1, 8)
+
+
 def _shard_count(settings: Settings) -> int:
-    workers = settings.workers or min(os.cpu_count() or 1, 8)
-    return SHARDS_PER_WORKER * workers
+    return SHARDS_PER_WORKER * _worker_count(settings)

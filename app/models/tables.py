@@ -1,6 +1,7 @@
 """The tables. Rows, not objects, are the truth: whatever runs may die at any moment and go on from here.
 
-Progress is not stored: it is the number (and the work) of a job's entries whose measurement exists.
+A job's progress is not stored: it is the number (and the work) of its entries whose measurement exists, and what workers
+last told of the tasks they have.
 """
 
 from datetime import datetime
@@ -191,7 +192,9 @@ class Job(Base):
 class Task(Base):
     """A piece of work for one worker. The engine's key is ``id/attempt``, never used again after an error.
 
-    ``failures`` counts attempts that raised; ``attempt`` also rises when the engine lost the task.
+    ``failures`` counts attempts that raised; ``attempt`` also rises when the engine lost the task. The worker that has it
+    tells how far it is: the ``fraction`` that is done (of the best attempt: it never falls), ``pace_seconds`` that all of it
+    takes at the speed since that worker's first report, and the moment ``expected_at`` when it will then be done.
     """
 
     __tablename__ = "tasks"
@@ -215,6 +218,9 @@ class Task(Base):
     failures: Mapped[int] = mapped_column(Integer, default=0)
     worker: Mapped[str | None] = mapped_column(String(255), default=None)
     problem: Mapped[dict[str, Any] | None] = mapped_column(Json, default=None)
+    fraction: Mapped[float] = mapped_column(Float(53), default=0.0)
+    pace_seconds: Mapped[float | None] = mapped_column(Float(53), default=None)
+    expected_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)

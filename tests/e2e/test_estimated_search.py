@@ -152,7 +152,7 @@ def test_an_estimated_search_is_as_good_as_one_that_measures_all(files, exact, t
     assert {key: then[key] for key in before} == before, "what was estimated is not estimated again"
     with database.read() as session:
         samples = [result.samples for result in session.query(ProbeResult)]
-    assert set(samples) == {6}, "four parts of the samples, of the job's probes and of those around plans"
+    assert set(samples) == {6}, "four parts of the samples, around plans too"
     assert len(samples) % 4 == 0
 
     found = costs_of(document)

@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,6 +99,18 @@ def test_the_benchmark_of_refinement_compares_with_the_plan_of_added_costs() -> 
     assert next(iter(found)) == "added costs"
     kept = {"choices": {"a": 1}, "origin": "search", "budget": "4 bits"}
     assert benchmark.plans_of({"plans": [kept], "alternatives": []}, 0) == {"added costs": kept}
+
+
+def test_what_the_benchmark_of_refinement_reports_on_had_no_part_in_the_choice(tmp_path: Path) -> None:
+    benchmark = load("benchmarks", "refinement")
+    whole = {"x": np.arange(14, dtype=np.float32).reshape(7, 2), "labels": np.arange(7)}
+    save_file(whole, tmp_path / "data.safetensors")
+    chosen_by, reported_on = (
+        load_file(path) for path in benchmark.halves(tmp_path / "data.safetensors", tmp_path)
+    )
+    assert (len(chosen_by["x"]), len(reported_on["x"])) == (3, 4)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(np.concatenate([chosen_by[name], reported_on[name]]), values)
 
 
 def test_packages_are_found_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

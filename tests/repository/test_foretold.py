@@ -37,8 +37,16 @@ def test_times_are_judged_by_what_the_stage_took_after_its_first_tenth(module):
         (60.0, "measure", 0.6, 40.0),
     ]
     (error,) = told(module, documents, 100.0)
-    assert (error.stage, error.seconds, error.told) == ("measure", 100.0, 2)
-    assert error.largest == pytest.approx(0.2)
+    # Until second 20 the stage was to take 905.
+    assert (error.stage, error.seconds, error.told) == ("measure", 100.0, 3)
+    assert error.largest == pytest.approx(8.05)
+    assert error.median == pytest.approx(0.2), "for 40 of 90 seconds, and 0 for the last 40"
+
+
+def test_what_was_told_only_in_the_first_tenth_is_not_judged(module):
+    documents = [(0.0, "measure", 0.0, 900.0), (9.9, "measure", 0.1, 900.0), (10.0, "measure", 0.1, 90.0)]
+    (error,) = told(module, documents, 100.0)
+    assert (error.told, error.largest, error.silent) == (1, 0.0, 0.0)
 
 
 def test_every_stage_has_its_own_error_and_one_that_told_nothing_has_none(module):
@@ -47,11 +55,23 @@ def test_every_stage_has_its_own_error_and_one_that_told_nothing_has_none(module
         (10.0, "measure", 0.0, None),
         (12.0, "measure", 0.2, 8.0),
         (20.0, "solve", 1.0, 0.0),
-        (21.0, "verify", 0.0, None),
-        (23.0, "verify", 0.5, 2.0),
+        (30.0, "measure", 0.5, None),
+        (33.0, "measure", 0.7, 8.0),
+        (40.0, "verify", 0.0, None),
+        (43.0, "verify", 0.5, 7.0),
     ]
-    errors = told(module, documents, 25.0)
-    assert [(e.stage, e.largest) for e in errors] == [("measure", 0.0), ("verify", 0.0)]
+    errors = told(module, documents, 50.0)
+    assert [(e.stage, e.largest) for e in errors] == [
+        ("measure", 0.0),
+        ("measure", pytest.approx(0.1)),
+        ("verify", 0.0),
+    ]
+    assert [e.silent for e in errors] == pytest.approx([1 / 9, 2 / 9, 2 / 9])
+
+
+def test_a_stage_of_a_few_seconds_is_not_judged(module):
+    assert told(module, [(0.0, "verify", 0.0, 60.0)], module.SHORTEST_S - 0.1) == []
+    assert len(told(module, [(0.0, "verify", 0.0, 60.0)], module.SHORTEST_S)) == 1
 
 
 def test_a_stage_that_is_over_at_once_has_no_error(module):

@@ -177,6 +177,23 @@ def test_regret_is_by_the_reference_table_and_of_the_searchs_own_plan(
     assert script.regrets(handed_over, best) == pytest.approx([4.5 / 4.0 - 1])
 
 
+def test_estimates_are_ranked_between_units_at_each_width(benchmark: tuple[ModuleType, ModuleType]) -> None:
+    """Not over all entries, where the widths alone give a high one."""
+    measure, _ = benchmark
+
+    def table(costs: dict[int, list[float]]) -> dict[str, Any]:
+        rows = [
+            {"unit": unit, "bits": bits, "scheme": "any", "mean": mean}
+            for bits, means in costs.items()
+            for unit, mean in zip("abc", means, strict=True)
+        ]
+        return {"sensitivities": rows}
+
+    exact = table({4: [1.0, 2.0, 3.0], 2: [10.0, 20.0, 30.0]})
+    found = measure.rank_correlations(table({2: [33.0, 22.0, 11.0], 4: [1.5, 9.0, 9.5]}), exact)
+    assert found == ((2, pytest.approx(-1.0)), (4, pytest.approx(1.0)))
+
+
 def test_one_entry_that_differs_is_told(benchmark: tuple[ModuleType, ModuleType]) -> None:
     script, ways = benchmark
     found = ways.Found(

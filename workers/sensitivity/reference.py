@@ -301,6 +301,13 @@ class FloatOutputs:
     _kept: dict[int, Tensor] = field(default_factory=dict)
     _sample_bytes: int | None = None
 
+    def keep(self) -> None:
+        """Run the float model now for as many batches as are kept."""
+        for batch in range(len(self.batches)):
+            if self._sample_bytes is not None and not self._keeps(batch):
+                return
+            self.of(batch)
+
     def of(self, batch: int) -> Tensor:
         """A batch's outputs, fillers dropped."""
         if batch in self._kept:

@@ -1,9 +1,9 @@
 """What entries cost, and how to split them among workers. Torch-free: the service plans with it.
 
 The unit of work is one float pass of the model over the samples. An entry reruns what follows its unit's
-first use, so its work is the share of multiply-accumulates that lie at and behind that unit. Everything that
-is not a multiply-accumulate (activations, norms, attention between activations) is taken to be spread like
-them, plus a constant for what every entry does once.
+first use, so its work is the share of the model's load that lies at and behind that unit, plus a constant for what every
+entry does once. A unit's load is its multiply-accumulates and what it writes: early layers of convolutional networks
+compute little and move much. Everything else (norms, attention between activations) is taken to be spread like them.
 """
 
 import math
@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from workers.contracts import Candidate, ModelDescription
+from workers.contracts import Candidate, ModelDescription, UnitInfo
 from workers.errors import RequestRefused
 
 Wanted = Sequence[tuple[str, Candidate]]
@@ -19,6 +19,10 @@ Wanted = Sequence[tuple[str, Candidate]]
 # Quantizing the weight, comparing the outputs, stepping through the graph: a guess that keeps late units from
 # counting as free.
 _PER_ENTRY = 0.02
+# Multiply-accumulates in the time that writing a number of a layer's output, and passing it through what follows (bias,
+# activation), takes. Measured on EfficientNet-Lite0, one core: with 40 the seconds of an entry are within 6 % of
+# its work at all depths; without it the first layers take 37 % longer than the last ones for the same work.
+_MACS_PER_OUTPUT = 40.0
 
 
 def work(description: ModelDescription, wanted: Wanted) -> list[float]:
@@ -100,13 +104,20 @@ def _split(ends: Sequence[float], bound: float) -> list[int]:
     return cuts
 
 
+def load(unit: UnitInfo) -> float:
+    """What running a unit takes, in multiply-accumulates per sample; 0 for look-ups."""
+    # Each number of the output is the product with one output channel's weights.
+    written = unit.macs * unit.shape[unit.output_channel_axis] / unit.weights
+    return unit.macs + _MACS_PER_OUTPUT * written
+
+
 def _suffix_shares(description: ModelDescription) -> list[float]:
-    """Per unit the share of multiply-accumulates at and behind it (evenly spread if the model has none)."""
-    macs = [unit.macs for unit in description.units]
-    if not any(macs):
-        macs = [1] * len(macs)
-    total = math.fsum(macs)
-    behind = list(accumulate(reversed(macs)))
+    """Per unit the share of the load at and behind it (evenly spread if the model has none)."""
+    loads = [load(unit) for unit in description.units]
+    if not any(loads):
+        loads = [1.0] * len(loads)
+    total = math.fsum(loads)
+    behind = list(accumulate(reversed(loads)))
     return [value / total for value in reversed(behind)]
 
 

@@ -1,6 +1,6 @@
 """Plans measured on some of the samples each, one cost for each sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -32,12 +32,19 @@ class PlanPart:
     positions: tuple[int, ...]
 
 
-def measure_parts(request: PlanRequest, parts: Sequence[PlanPart]) -> list[NDArray[np.float64]]:
+Progress = Callable[[int, int], None]
+"""Told how many samples are done, of all parts together, and of how many; may raise to stop."""
+
+
+def measure_parts(
+    request: PlanRequest, parts: Sequence[PlanPart], progress: Progress | None = None
+) -> list[NDArray[np.float64]]:
     """Measure plans against the float model.
 
     Args:
         request: The model, the data, one metric without labels; its choices are passed over.
         parts: The plans.
+        progress: Told before each batch, and at the end.
 
     Returns:
         Per part the costs of its samples, float64: as `workers.verify.plan.measure_plan` averages them.
@@ -53,17 +60,23 @@ def measure_parts(request: PlanRequest, parts: Sequence[PlanPart]) -> list[NDArr
     if request.observation is not None:  # once, with what any of the plans needs
         wanted = [choice for part in parts for choice in part.choices.items()]
         moments = load_moments(request, loaded, request.observation, wanted)
-    found = []
+    found: list[NDArray[np.float64]] = []
+    done, total = 0, sum(len(part.positions) for part in parts)
     for part in parts:
         choices = list(part.choices.items())
         override = quantized(loaded.program, loaded.table, choices, moments=moments, weights=loaded.weights)
         batches = replace(floats.batches, samples=floats.batches.samples[list(part.positions)])
         costs = []
         for batch in range(len(batches)):
+            if progress is not None:
+                progress(done, total)
             output = first_output(loaded.program.run(batches.inputs_of(batch), override), batches, batch)
             positions = part.positions[batch * batches.size : (batch + 1) * batches.size]
             costs.append(comparison.costs(floats.of_samples(positions), output, batches, batch))
+            done += len(positions)
         found.append(torch.cat(costs).double().numpy())
+    if progress is not None:
+        progress(done, total)
     return found
 
 

@@ -1,6 +1,7 @@
 """Measuring a plan: all its choices applied together, on whatever data."""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,12 +24,16 @@ from workers.sensitivity.session import (
 )
 from workers.sensitivity.statistics import summarize
 
+Progress = Callable[[int, int], None]
+"""Told how many batches are done, and of how many; may raise to stop."""
 
-def measure_plan(request: PlanRequest) -> dict[str, Measured]:
+
+def measure_plan(request: PlanRequest, progress: Progress | None = None) -> dict[str, Measured]:
     """Measure a jointly quantized model against the float one.
 
     Args:
         request: The plan, the data, and the metrics asked for.
+        progress: Told before the first batch and after each; what is done once for all plans comes before.
 
     Returns:
         The metrics asked for, by their names; further ``top1_agreement`` (share of samples, or positions,
@@ -59,10 +64,10 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
     override = quantized(loaded.program, loaded.table, choices, activations, moments, weights=loaded.weights)
     mixture = parse_mixture(request.output)
     if mixture is not None:
-        return _measure_mixture(request, loaded, floats, override, mixture)
+        return _measure_mixture(request, loaded, floats, override, mixture, progress=progress)
     spread = Spread()
     costs: dict[str, list[Tensor]] = defaultdict(list)
-    for batch in range(len(batches)):
+    for batch in _followed(floats, progress):
         reference = floats.of(batch)
         output = first_output(loaded.program.run(batches.inputs_of(batch), override), batches, batch)
         for metric in request.metrics:
@@ -78,19 +83,34 @@ def measure_plan(request: PlanRequest) -> dict[str, Measured]:
     return {name: summarize(values.numpy()) for name, values in joined.items()}
 
 
-def _measure_mixture(
+def _followed(floats: FloatOutputs, progress: Progress | None) -> Iterator[int]:
+    """The batches' numbers, with progress told in between."""
+    count = len(floats.batches)
+    if progress is None:
+        yield from range(count)
+        return
+    floats.keep()
+    for batch in range(count):
+        progress(batch, count)
+        yield batch
+    progress(count, count)
+
+
+def _measure_mixture(  # noqa: PLR0913 - what a plan is measured with
     request: PlanRequest,
     loaded: LoadedModel,
     floats: FloatOutputs,
     override: Override,
     mixture: tuple[WeightedOutput, ...],
+    *,
+    progress: Progress | None,
 ) -> dict[str, Measured]:
     """The weighted sum of what several outputs cost, and the agreement of the first that has classes."""
     batches = floats.batches
     packing = Packing.of(loaded.model, mixture, batches)
     spreads = [Spread() for _ in mixture]
     costs: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in mixture]
-    for batch in range(len(batches)):
+    for batch in _followed(floats, progress):
         before = packing.split(floats.of(batch))
         packed = first_output(loaded.program.run(batches.inputs_of(batch), override), batches, batch)
         for number, (output, after) in enumerate(zip(mixture, packing.split(packed), strict=True)):

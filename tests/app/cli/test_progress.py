@@ -25,6 +25,9 @@ def test_in_a_log_each_stage_and_each_tenth_is_a_line() -> None:
         for done in (0, 0, 1, 1, 2):
             progress.update("running", document(done, eta=75.0))
         progress.update("running", {"stage": "solve", "fraction": 0.2})
+        progress.update(
+            "running", {"stage": "refine", "fraction": 0.25, "done": 1, "total": 4, "unit": "parts"}
+        )
         over = {"stage": None, "done": 7, "total": 7, "unit": "plans", "fraction": 1.0, "eta_seconds": 0.0}
         progress.update("done", over)
     lines = [" ".join(line.split()) for line in text.getvalue().splitlines()]
@@ -34,6 +37,7 @@ def test_in_a_log_each_stage_and_each_tenth_is_a_line() -> None:
         "measuring: 10 % (1/10 entries), 1 min 15 s left",
         "measuring: 20 % (2/10 entries), 1 min 15 s left",
         "solving: 20 %",
+        "refining plans: 25 % (1/4 parts)",
         "done: 100 % (7/7 plans)",
     ]
 

@@ -4,7 +4,7 @@ import re
 
 from sqlalchemy import select
 
-from app.models import Plan, PlanRole, Stage
+from app.models import Plan, PlanRole, Stage, Task, TaskKind, TaskState
 
 
 def page(api, path):
@@ -20,7 +20,8 @@ def steps(text):
 
 
 def test_a_job_that_estimates_shows_so_and_then_what_it_measures(api, world):
-    stages = ["Estimate", "Measure", "Solve", "Verify"]
+    stages = ["Estimate", "Measure", "Solve", "Verify", "Refine"]
+    world.settings = world.settings.model_copy(update={"workers": 4})
     job = world.job(metric="auto")
     text = page(api, f"/jobs/{job.id}")
     assert steps(text) == (stages, "Estimate")
@@ -36,6 +37,27 @@ def test_a_job_that_estimates_shows_so_and_then_what_it_measures(api, world):
     world.start(job, Stage.SOLVE)
     assert steps(page(api, f"/jobs/{job.id}")) == (stages, "Solve")
     assert steps(page(api, f"/jobs/{started(world).id}")) == (stages[1:], "Measure")
+
+
+def test_looking_around_plans_is_a_step_of_its_own_and_not_the_end_of_verifying(api, world):
+    job = world.job()
+    world.start(job)
+    world.measure(job)
+    world.solve(job)
+    world.start(job, Stage.VERIFY)
+    assert steps(page(api, f"/jobs/{job.id}")) == (["Measure", "Solve", "Verify", "Refine"], "Verify")
+    with world.database.write() as session:
+        session.add(Task(id="tsk_1", kind=TaskKind.REFINE, job_id=job.id))
+        session.add(
+            Task(id="tsk_2", kind=TaskKind.REFINE, job_id=job.id, fraction=0.5, state=TaskState.RUNNING)
+        )
+    text = page(api, f"/jobs/{job.id}")
+    assert steps(text) == (["Measure", "Solve", "Verify", "Refine"], "Refine")
+    for words in ("Looking around the plans", "0 of 2 parts", "25 %", 'data-state="running refine"'):
+        assert words in text
+    assert "refining, 25" in page(api, "/")
+    progress = api.get(f"/v1/jobs/{job.id}").json()["progress"]
+    assert (progress["stage"], progress["fraction"], progress["eta_seconds"]) == ("refine", 0.25, None)
 
 
 def test_a_job_that_only_estimates_has_no_step_for_measuring(api, world):

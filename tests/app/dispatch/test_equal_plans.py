@@ -19,7 +19,7 @@ def verifying(monkeypatch):
     """Plays `measure_plan`; remembers the requests."""
     requests = []
 
-    def measure_plan(request):
+    def measure_plan(request, progress=None):
         requests.append(request)
         return {"kl": Measured(mean=float(len(requests)), standard_error=0.1, samples=8)}
 

@@ -125,7 +125,7 @@ def verifying(monkeypatch):
     """Plays `measure_plan`: remembers the requests, answers with the number of the call."""
     requests = []
 
-    def measure_plan(request):
+    def measure_plan(request, progress=None):
         requests.append(request)
         number = float(len(requests))
         return {
@@ -214,9 +214,9 @@ def test_verification_stops_when_it_is_not_wanted_any_more(bench, verifying, mon
     plan_id, task_id = verify_task(bench, job_id)
     measure_plan = workers.verify.plan.measure_plan
 
-    def cancelled_meanwhile(request):
+    def cancelled_meanwhile(request, progress):
         bench.set(Job, job_id, state=JobState.CANCELLED)
-        return measure_plan(request)
+        return measure_plan(request, progress)
 
     monkeypatch.setattr(workers.verify.plan, "measure_plan", cancelled_meanwhile)
     assert bench.run(task_id) == STOPPED

@@ -11,6 +11,7 @@ from app.models import Dataset, Job, JobState, Model, ProbeResult, Stage, Task, 
 from workers.contracts import Candidate, Metric, ModelDescription, UnitInfo
 from workers.errors import RequestRefused
 from workers.sampling import SampleBlock
+from workers.sensitivity.blocks import positions_of
 
 from .rows import REQUEST, add_task
 
@@ -42,16 +43,16 @@ OFFER = tuple((u.name, Candidate.parse(f"{b}:channel-asymmetric")) for u in UNIT
 
 @pytest.fixture
 def probing(bench):
-    """A job with four running PROBE tasks of two samples each."""
+    """A job with running PROBE tasks that share four parts of two samples each."""
 
-    def make(**request):
+    def make(tasks=4, **request):
         job_id, measure_id = bench.job(stage=Stage.PROBE, request=PROBING | request)
         bench.set(Task, measure_id, state=TaskState.CANCELLED)
         job = bench.get(Job, job_id)
         bench.set(Model, job.model_id, description=DESCRIPTION.to_json())
         ids = [
             bench.add(add_task, TaskKind.PROBE, job_id=job_id, ordinal=i, state=TaskState.RUNNING)
-            for i in range(4)
+            for i in range(tasks)
         ]
         return job_id, ids
 
@@ -66,12 +67,16 @@ def estimating(monkeypatch):
         def __init__(self):
             self.requests = []
             self.before = lambda: None
+            self.tell_samples = False
 
-        def estimate(self, request):
+        def estimate(self, request, progress=None):
             self.requests.append(request)
             self.before()
             samples = request.block.stop - request.block.start if request.block else 8
             values = np.full((request.probes, len(request.wanted), samples), float(len(self.requests)))
+            if self.tell_samples:  # in the order of the file, as measuring has them
+                block = request.block or SampleBlock(start=0, stop=8)
+                values[:] = positions_of(block, 8, request.seed)
             return workers.sensitivity.estimators.run.Estimated(values=values, storage_bits=(1, 2, 3, 4))
 
     played = Played()
@@ -112,6 +117,63 @@ def test_one_that_is_there_is_not_estimated_again(bench, probing, estimating):
     assert bench.run(ids[0], 1) == DONE
     assert len(estimating.requests) == 1
     assert [(r.key, r.created_at) for r in results(bench)] == [(r.key, r.created_at) for r in before]
+
+
+@pytest.mark.parametrize(
+    ("batch", "blocks"),
+    [
+        (1, [(0, 2), (2, 4), (4, 6), (6, 8)]),
+        (3, [(0, 2), (2, 4), (4, 6), (6, 8)]),
+        (4, [(0, 4), (4, 8)]),
+        (7, [(0, 6), (6, 8)]),
+        (32, [None]),
+    ],
+)
+def test_neighbouring_parts_are_estimated_together_if_a_batch_holds_them(
+    bench, probing, estimating, monkeypatch, batch, blocks
+):
+    """And each is stored by itself, with the samples that are its own."""
+    monkeypatch.setattr(workers.sensitivity.estimators.run, "batch_size_of", lambda _: batch)
+    estimating.tell_samples = True
+    _, (task_id,) = probing(tasks=1, seed=3)
+    assert bench.run(task_id) == DONE
+    asked = [r.block and (r.block.start, r.block.stop) for r in estimating.requests]
+    assert asked == blocks
+    found = results(bench)
+    assert [r.samples for r in found] == [2] * 4
+    for part, result in enumerate(found):
+        own = positions_of(SampleBlock(start=2 * part, stop=2 * part + 2), 8, 3)
+        assert np.frombuffer(result.values, "<f4").reshape(2, 4, 2).tolist() == [[own.tolist()] * 4] * 2
+
+
+def test_whoever_takes_over_estimates_only_the_parts_that_are_missing(
+    bench, probing, estimating, monkeypatch
+):
+    monkeypatch.setattr(workers.sensitivity.estimators.run, "batch_size_of", lambda _: 4)
+    _, (task_id,) = probing(tasks=1)
+
+    def killed():
+        if len(estimating.requests) == 2:
+            raise KeyboardInterrupt
+
+    estimating.before = killed
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(task_id)
+    assert len(results(bench)) == 2
+    estimating.before = lambda: None
+    bench.set(Task, task_id, attempt=1)
+    assert bench.run(task_id, 1) == DONE
+    assert [(r.block.start, r.block.stop) for r in estimating.requests] == [(0, 4), (4, 8), (4, 8)]
+    assert len(results(bench)) == 4
+
+
+def test_two_tasks_share_the_parts(bench, probing, estimating, monkeypatch):
+    monkeypatch.setattr(workers.sensitivity.estimators.run, "batch_size_of", lambda _: 32)
+    _, ids = probing(tasks=2)
+    for task_id in reversed(ids):
+        assert bench.run(task_id) == DONE
+    assert [(r.block.start, r.block.stop) for r in estimating.requests] == [(4, 8), (0, 4)]
+    assert len(results(bench)) == 4
 
 
 def test_another_job_that_asks_the_same_is_answered_and_one_that_asks_more_is_not(bench, probing, estimating):

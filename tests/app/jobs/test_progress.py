@@ -1,11 +1,12 @@
 """Progress and time left: from finished work, not from counts."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.jobs.progress import measuring, probing, progress_of, progress_of_all, verifying
-from app.jobs.repository import EntryCounts, PlanCounts, ProbeCounts, TaskTimes
+from app.jobs.progress import measuring, probing, progress_of, progress_of_all, refining, verifying
+from app.jobs.repository import PlanCounts, ProbeCounts, ShardCounts, TaskTimes
 from app.models import Job, JobState, Stage, TaskKind, TaskState, utc_now
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -15,70 +16,102 @@ def job(state=JobState.RUNNING, stage=Stage.MEASURE, **times):
     return Job(state=state, stage=stage, **{"started_at": NOW - timedelta(seconds=60)} | times)
 
 
-def counts(done=3, total=10, done_work=30.0, total_work=90.0, fresh_work=30.0, **fresh):
-    return EntryCounts(
-        done=done, total=total, done_work=done_work, total_work=total_work, fresh_work=fresh_work, **fresh
-    )
-
-
 def ago(seconds):
     return NOW - timedelta(seconds=seconds)
 
 
-def task(kind, state, started, finished=None):
+def task(kind, state, started=None, finished=None, name="t", **told):
     """A task that began and ended so many seconds ago."""
     return TaskTimes(
+        id=name,
         kind=kind,
         state=state,
         started_at=None if started is None else ago(started),
         finished_at=None if finished is None else ago(finished),
+        **told,
     )
 
 
-def test_time_left_follows_from_work_not_from_the_number_of_entries():
-    # A third of the work in 60 s, although it is less than a third of the entries.
-    progress = measuring(job(), counts(), NOW)
+def shard(done, total, work=1.0, **fresh):
+    """Entries of a task, all of the same work; ``fresh`` ones were measured since it began."""
+    counts = ShardCounts(done=done, total=total, done_work=done * work, total_work=total * work)
+    return replace(counts, **{"fresh_work": fresh.get("fresh", 0) * work} | fresh)
+
+
+def running(name="t", started=60, kind=TaskKind.MEASURE, **told):
+    return task(kind, TaskState.RUNNING, started, name=name, **told)
+
+
+def test_progress_follows_from_work_not_from_the_number_of_entries():
+    shards = {"a": shard(3, 3, 10.0), "b": shard(0, 7, 60.0 / 7)}
+    progress = measuring(job(), shards, NOW)
     assert progress.fraction == pytest.approx(1 / 3)
-    assert progress.eta_seconds == pytest.approx(120)
     assert progress.elapsed_seconds == 60
     assert (progress.stage, progress.done, progress.total, progress.unit) == (Stage.MEASURE, 3, 10, "entries")
 
 
-def test_what_was_measured_before_the_job_says_nothing_about_its_speed():
-    # 60 of 90 are done, but only 10 of them since the job began 60 s ago: the other 30 take 180 s.
-    progress = measuring(job(), counts(done=6, done_work=60.0, fresh_work=10.0), NOW)
+def test_what_was_measured_before_says_nothing_about_the_speed():
+    # Two of work 1 in 8 s since the task began, six before: the other four take 16 s.
+    times = {"fresh": 2, "fresh_seconds": 8.0, "first_at": ago(4), "last_at": ago(0)}
+    progress = measuring(job(), {"t": shard(8, 12, **times)}, NOW, [running()])
     assert progress.fraction == pytest.approx(2 / 3)
-    assert progress.eta_seconds == pytest.approx(180)
+    assert progress.eta_seconds == pytest.approx(16)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_comes_before_the_first_entries_does_not_slow_the_rest(workers):
-    # 40 s of reading, then 30 entries of work 1 in 15 rounds of 1 s (or 30) until 5 s ago; 60 are left.
-    rounds = 30 // workers
-    times = {"fresh": 30, "first_at": ago(5 + rounds - 1), "last_at": ago(5)}
-    running = [task(TaskKind.MEASURE, TaskState.RUNNING, 60)] * workers
-    progress = measuring(job(), counts(fresh_work=30.0, **times), NOW, running)
-    assert progress.eta_seconds == pytest.approx(60 / workers - 5)
+    # 40 s of reading, then 15 entries on each worker, one a second, until half a second ago.
+    times = {"fresh": 15, "fresh_seconds": 15.0, "first_at": ago(14.5), "last_at": ago(0.5)}
+    names = [f"t{number}" for number in range(workers)]
+    shards = {name: shard(15, 45, **times) for name in names}
+    progress = measuring(job(), shards, NOW, [running(name) for name in names])
+    assert progress.eta_seconds == pytest.approx(30 - 0.5)
 
 
-def test_a_job_whose_last_entry_is_late_has_no_less_than_no_time_left():
-    times = {"fresh": 30, "first_at": ago(500), "last_at": ago(490)}
-    assert measuring(job(), counts(done_work=89.0, fresh_work=30.0, **times), NOW).eta_seconds == 0.0
+def test_the_first_entry_tells_the_speed_by_its_own_seconds():
+    times = {"fresh": 1, "fresh_seconds": 2.0, "first_at": ago(1), "last_at": ago(1)}
+    progress = measuring(job(), {"t": shard(1, 6, **times)}, NOW, [running()])
+    assert progress.eta_seconds == pytest.approx(5 * 2.0 - 1)
+
+
+def test_entries_measured_together_are_finished_at_once():
+    # Six that took 2 s each, stored within a moment.
+    times = {"fresh": 6, "fresh_seconds": 12.0, "first_at": ago(0.1), "last_at": ago(0)}
+    assert measuring(job(), {"t": shard(6, 12, **times)}, NOW, [running()]).eta_seconds == pytest.approx(12)
+
+
+def test_short_entries_take_longer_to_store_than_to_measure():
+    times = {"fresh": 6, "fresh_seconds": 0.006, "first_at": ago(3), "last_at": ago(0)}
+    assert measuring(job(), {"t": shard(6, 12, **times)}, NOW, [running()]).eta_seconds == pytest.approx(3)
+
+
+def test_an_entry_that_is_late_makes_the_others_no_shorter():
+    times = {"fresh": 5, "fresh_seconds": 5.0, "first_at": ago(504), "last_at": ago(500)}
+    progress = measuring(job(), {"t": shard(5, 8, **times)}, NOW, [running()])
+    assert progress.eta_seconds == pytest.approx(2.0)
+
+
+def test_at_the_end_not_all_workers_have_something_to_do():
+    times = {"fresh": 11, "fresh_seconds": 11.0, "first_at": ago(10), "last_at": ago(0)}
+    shards = {"a": shard(11, 21, **times), "b": shard(11, 12, **times), "c": shard(0, 30)}
+    tasks = [running("a"), running("b"), task(TaskKind.MEASURE, TaskState.PENDING, name="c")]
+    # One worker is busy for 10 s, the other for 1 s and then with all of c.
+    assert measuring(job(), shards, NOW, tasks).eta_seconds == pytest.approx(1 + 30)
 
 
 def test_nothing_is_known_before_the_first_entry():
-    assert measuring(job(), counts(done=6, done_work=60.0, fresh_work=0.0), NOW).eta_seconds is None
+    progress = measuring(job(), {"t": shard(6, 9)}, NOW, [running()])
+    assert progress.eta_seconds is None
 
 
 def test_a_queued_job_has_no_time_left_to_tell():
-    progress = measuring(job(JobState.QUEUED, None, started_at=None), counts(fresh_work=0.0), NOW)
+    progress = measuring(job(JobState.QUEUED, None, started_at=None), {"t": shard(3, 10)}, NOW)
     assert (progress.eta_seconds, progress.elapsed_seconds, progress.stage) == (None, 0.0, Stage.MEASURE)
 
 
 def test_everything_measured_leaves_no_time_whatever_the_sums_round_to():
-    progress = measuring(
-        job(stage=Stage.SOLVE), counts(done=10, done_work=89.99999999999999, fresh_work=89.9), NOW
-    )
+    counts = replace(shard(10, 10), done_work=89.99999999999999, total_work=90.0)
+    progress = measuring(job(stage=Stage.SOLVE), {"t": counts}, NOW)
     assert (progress.fraction, progress.eta_seconds, progress.stage) == (1.0, 0.0, Stage.SOLVE)
 
 
@@ -90,40 +123,102 @@ def test_a_job_that_ended_while_it_was_verified_has_no_time_left():
 
 @pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED])
 def test_a_job_that_ended_early_tells_how_far_it_came(state):
-    progress = measuring(job(state, stage=None, finished_at=NOW - timedelta(seconds=20)), counts(), NOW)
+    ended = job(state, stage=None, finished_at=NOW - timedelta(seconds=20))
+    progress = measuring(ended, {"t": shard(3, 10)}, NOW)
     assert (progress.stage, progress.eta_seconds) == (None, None)
     assert progress.done == 3
     assert progress.elapsed_seconds == 40
 
 
-def test_verification_counts_plans():
-    solved = NOW - timedelta(seconds=30)
-    done = [task(TaskKind.VERIFY, TaskState.DONE, 30, 18), task(TaskKind.VERIFY, TaskState.DONE, 18, 10)]
-    others = [task(TaskKind.VERIFY, TaskState.RUNNING, 4), task(TaskKind.VERIFY, TaskState.RUNNING, 40)]
-    waiting = [task(TaskKind.VERIFY, TaskState.PENDING, None)] * 4
+def verify(state, started=None, finished=None, **told):
+    return task(TaskKind.VERIFY, state, started, finished, **told)
+
+
+def test_plans_take_as_long_as_those_before_where_nothing_is_told():
+    done = [verify(TaskState.DONE, 30, 20), verify(TaskState.DONE, 20, 10)]
+    others = [verify(TaskState.RUNNING, 4), verify(TaskState.RUNNING, 4)]
+    waiting = [verify(TaskState.PENDING)] * 4
     other_kind = [task(TaskKind.MEASURE, TaskState.DONE, 500, 100)]
     progress = verifying(
-        job(stage=Stage.VERIFY, solved_at=solved),
-        PlanCounts(done=2, total=8),
-        NOW,
-        [*done, *others, *waiting, *other_kind],
+        job(stage=Stage.VERIFY), PlanCounts(done=2, total=8), NOW, [*done, *others, *waiting, *other_kind]
     )
     assert (progress.done, progress.total, progress.unit, progress.fraction) == (2, 8, "plans", 0.25)
-    # 10 s each on two workers; one has 6 s left, the other is late.
-    assert progress.eta_seconds == pytest.approx((4 * 10 + 6) / 2)
+    assert progress.eta_seconds == pytest.approx(10 + 2 * 10)
+
+
+def test_what_workers_tell_of_their_plans_moves_progress_between_them():
+    half = {"fraction": 0.5, "pace_seconds": 6.0, "expected_at": NOW + timedelta(seconds=2)}
+    tasks = [running(kind=TaskKind.VERIFY, **half), verify(TaskState.PENDING), verify(TaskState.PENDING)]
+    progress = verifying(job(stage=Stage.VERIFY), PlanCounts(done=0, total=3), NOW, tasks)
+    assert progress.fraction == pytest.approx(0.5 / 3)
+    assert progress.eta_seconds == pytest.approx(2 + 6 + 6)
+
+
+def test_a_worker_s_first_plan_is_longer_than_the_others():
+    # 20 s of reading and running the float model come once; then 6 s a plan, and 1 s before each.
+    told = {"pace_seconds": 6.0, "fraction": 1.0}
+    tasks = [
+        verify(TaskState.DONE, 33, 7, worker="h:1:a", **told),
+        verify(TaskState.DONE, 7, 0, worker="h:1:b", name="u", **told),
+        *[verify(TaskState.PENDING)] * 2,
+    ]
+    progress = verifying(job(stage=Stage.VERIFY), PlanCounts(done=2, total=4), NOW, tasks)
+    assert progress.eta_seconds == pytest.approx(2 * (6 + 1))
+
+
+def test_a_worker_between_two_tasks_counts():
+    told = {"pace_seconds": 6.0, "fraction": 1.0}
+    tasks = [
+        verify(TaskState.DONE, 7, 0.2, worker="h:1:a", **told),
+        running(kind=TaskKind.VERIFY, worker="h:2:b", started=6, expected_at=NOW, **told),
+        *[verify(TaskState.PENDING)] * 2,
+    ]
+    progress = verifying(job(stage=Stage.VERIFY), PlanCounts(done=1, total=4), NOW, tasks)
+    assert progress.eta_seconds == pytest.approx(6)
+
+
+def test_a_worker_that_was_lost_is_soon_back_and_goes_on_with_its_task():
+    told = {"pace_seconds": 6.0, "fraction": 0.5}
+    tasks = [
+        running(
+            kind=TaskKind.VERIFY, worker="h:2:b", started=3, expected_at=NOW + timedelta(seconds=3), **told
+        ),
+        verify(TaskState.PENDING, started=4, fraction=0.4),
+        verify(TaskState.PENDING),
+    ]
+    progress = verifying(job(stage=Stage.VERIFY), PlanCounts(done=0, total=3), NOW, tasks)
+    assert progress.fraction == pytest.approx(0.9 / 3), "what was done does not fall"
+    assert progress.eta_seconds == pytest.approx(3 + 6), "from the beginning, beside the other"
 
 
 def test_verification_knows_nothing_before_the_first_plan():
-    assert (
-        verifying(job(stage=Stage.VERIFY, solved_at=NOW), PlanCounts(done=0, total=8), NOW).eta_seconds
-        is None
-    )
+    tasks = [running(kind=TaskKind.VERIFY)]
+    progress = verifying(job(stage=Stage.VERIFY), PlanCounts(done=0, total=8), NOW, tasks)
+    assert (progress.fraction, progress.eta_seconds) == (0.0, None)
 
 
-def test_how_long_plans_are_looked_around_is_not_known():
-    solved = NOW - timedelta(seconds=30)
-    progress = verifying(job(stage=Stage.VERIFY, solved_at=solved), PlanCounts(done=8, total=8), NOW)
-    assert (progress.fraction, progress.eta_seconds) == (1.0, None)
+def test_looking_around_plans_is_shown_as_a_stage_of_its_own():
+    around = {"fraction": 0.25, "pace_seconds": 80.0, "expected_at": NOW + timedelta(seconds=60)}
+    tasks = [
+        verify(TaskState.DONE, 50, 40),
+        running(kind=TaskKind.REFINE, **around),
+        task(TaskKind.REFINE, TaskState.PENDING),
+    ]
+    progress = refining(job(stage=Stage.VERIFY), NOW, tasks)
+    assert (progress.stage, progress.done, progress.total, progress.unit) == ("refine", 0, 2, "parts")
+    assert (progress.fraction, progress.eta_seconds) == (pytest.approx(0.125), pytest.approx(60 + 80))
+
+
+def test_parts_may_weigh_more_than_others():
+    # 3 of 12 done in 6 s, and half of 4 more; 5 wait.
+    tasks = [
+        task(TaskKind.REFINE, TaskState.DONE, 10, 4, work=3.0),
+        running(kind=TaskKind.REFINE, fraction=0.5, expected_at=NOW + timedelta(seconds=4), work=4.0),
+        task(TaskKind.REFINE, TaskState.PENDING, work=5.0),
+    ]
+    progress = refining(job(stage=Stage.VERIFY), NOW, tasks)
+    assert progress.fraction == pytest.approx((3 + 2) / 12)
+    assert progress.eta_seconds == pytest.approx(4 + 5 * 6 / 3)
 
 
 def test_a_finished_job_is_done():
@@ -131,35 +226,71 @@ def test_a_finished_job_is_done():
     assert (progress.stage, progress.fraction, progress.eta_seconds) == (None, 1.0, 0.0)
 
 
-def test_rows_give_work_done_before_and_since_the_job_began(world):
+def begin(world, job_, *, at):
+    """Workers take tasks that measure."""
+    from sqlalchemy import select
+
+    from app.models import Task
+
+    with world.database.write() as session:
+        query = (
+            select(Task).where(Task.job_id == job_.id, Task.kind == TaskKind.MEASURE).order_by(Task.ordinal)
+        )
+        for row in session.scalars(query):
+            row.state, row.started_at, row.worker = TaskState.RUNNING, at, f"host:{row.ordinal}:x"
+
+
+def test_rows_give_work_done_before_and_since_each_task_began(world):
+    from sqlalchemy import select
+
+    from app.jobs.repository import shard_counts
+    from app.models import JobEntry, Measurement
+
     model, dataset = world.model(), world.dataset()
     before = world.job(model=model.id, dataset=dataset.id)
     world.measure(before, 6, at=utc_now() - timedelta(hours=1))
     started = utc_now() - timedelta(seconds=10)
     job_ = world.job(model=model.id, dataset=dataset.id)
     world.start(job_, at=started)
-    world.measure(job_, 6, at=started + timedelta(seconds=5))
-
-    def look():
-        with world.database.read() as session:
-            row = session.get_one(Job, job_.id)
-            return progress_of(session, row, started + timedelta(seconds=20))
-
-    progress = look()
-
-    from sqlalchemy import select
-
-    from app.models import JobEntry
+    begin(world, job_, at=started)
+    world.measure(job_, 5, at=started + timedelta(seconds=5))
+    world.measure(job_, 6, at=started + timedelta(seconds=8))
 
     with world.database.read() as session:
-        query = select(JobEntry.work).where(JobEntry.job_id == job_.id).order_by(JobEntry.ordinal)
-        work = session.scalars(query).all()
-    assert progress.done == 12
-    assert progress.fraction == pytest.approx(sum(work[:12]) / sum(work))
-    assert progress.eta_seconds == pytest.approx(20 * sum(work[12:]) / sum(work[6:12]))
-    world.measure(job_, 6, at=started + timedelta(seconds=15))
-    pace = 10 / (sum(work[6:18]) * 11 / 12)
-    assert look().eta_seconds == pytest.approx(max(sum(work[18:]) * pace - 5, 0))
+        rows = session.execute(
+            select(JobEntry, Measurement)
+            .outerjoin(Measurement, Measurement.key == JobEntry.key)
+            .where(JobEntry.job_id == job_.id)
+            .order_by(JobEntry.ordinal)
+        ).all()
+        counts = shard_counts(session, [job_.id])[job_.id]
+        found = progress_of(session, session.get_one(Job, job_.id), started + timedelta(seconds=10))
+    tasks = list(dict.fromkeys(entry.task_id for entry, _ in rows))
+    assert set(counts) == set(tasks)
+    for task_id in tasks:
+        own = [(entry.work, measured) for entry, measured in rows if entry.task_id == task_id]
+        done = [(work, m) for work, m in own if m is not None]
+        fresh = [(work, m) for work, m in done if m.created_at >= started]
+        assert counts[task_id] == ShardCounts(
+            done=len(done),
+            total=len(own),
+            done_work=pytest.approx(sum(work for work, _ in done)),
+            total_work=pytest.approx(sum(work for work, _ in own)),
+            fresh=len(fresh),
+            fresh_work=pytest.approx(sum(work for work, _ in fresh)),
+            fresh_seconds=pytest.approx(sum(m.seconds for _, m in fresh)),
+            first_at=min((m.created_at for _, m in fresh), default=None),
+            last_at=max((m.created_at for _, m in fresh), default=None),
+        )
+    assert sum(c.fresh for c in counts.values()) == 11
+    with world.database.read() as session:
+        waits = shard_counts(session, [before.id])[before.id]
+    assert sum(c.done for c in waits.values()) == 17
+    assert [c.fresh for c in waits.values()] == [0] * len(waits), "nobody has begun it"
+    work = [entry.work for entry, _ in rows]
+    assert found.done == 17
+    assert found.fraction == pytest.approx(sum(work[:17]) / sum(work))
+    assert found.eta_seconds is not None
 
 
 def test_plans_asked_for_later_do_not_count(world):
@@ -192,19 +323,21 @@ def test_a_list_asks_as_often_for_many_jobs_as_for_one(world):
     assert (progress[done.id].unit, progress[done.id].done) == ("plans", 7)
 
 
-def test_probes_are_counted_in_tasks_and_take_equally_long():
-    stage = NOW - timedelta(seconds=30)
-    parts = [task(TaskKind.PROBE, TaskState.DONE, 33 - 11 * n, 22 - 11 * n) for n in range(3)]
-    parts.append(task(TaskKind.PROBE, TaskState.RUNNING, 1))
-    progress = probing(
-        job(stage=Stage.PROBE, stage_started_at=stage), ProbeCounts(done=3, total=4), NOW, parts
+def test_probes_are_counted_in_tasks_and_tell_how_far_they_are():
+    told = {"pace_seconds": 10.0, "fraction": 1.0}
+    parts = [
+        task(TaskKind.PROBE, TaskState.DONE, 33 - 11 * n, 22 - 11 * n, f"t{n}", worker=f"h:1:{n}", **told)
+        for n in range(2)
+    ]
+    parts.append(
+        running(kind=TaskKind.PROBE, fraction=0.4, pace_seconds=10.0, expected_at=NOW + timedelta(seconds=6))
     )
-    assert (progress.stage, progress.done, progress.total, progress.unit) == (Stage.PROBE, 3, 4, "parts")
-    assert (progress.fraction, progress.eta_seconds, progress.elapsed_seconds) == (
-        0.75,
-        pytest.approx(10),
-        60,
-    )
+    parts.append(task(TaskKind.PROBE, TaskState.PENDING))
+    progress = probing(job(stage=Stage.PROBE), ProbeCounts(done=2, total=4), NOW, parts)
+    assert (progress.stage, progress.done, progress.total, progress.unit) == (Stage.PROBE, 2, 4, "parts")
+    assert progress.fraction == pytest.approx(0.6)
+    # Each part begins with a second of other things.
+    assert (progress.eta_seconds, progress.elapsed_seconds) == (pytest.approx(6 + 10 + 1), 60)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +350,8 @@ def test_probes_are_counted_in_tasks_and_take_equally_long():
     ids=["nothing done", "not begun", "cancelled"],
 )
 def test_how_long_probing_takes_is_not_always_known(row, done):
-    progress = probing(row, ProbeCounts(done=done, total=4), NOW)
+    tasks = [running(kind=TaskKind.PROBE), *[task(TaskKind.PROBE, TaskState.PENDING)] * (3 - done)]
+    progress = probing(row, ProbeCounts(done=done, total=4), NOW, tasks)
     assert (progress.eta_seconds, progress.stage) == (None, Stage.PROBE)
 
 
@@ -239,6 +373,7 @@ def test_a_job_that_estimates_shows_its_probes_first_and_then_the_entries_it_ask
             session.get_one(Job, job_.id).stage = Stage.SOLVE
             measure_further(session, job_.id, wanted, world.settings)
 
+    world.settings = world.settings.model_copy(update={"workers": 4})
     job_ = world.job(metric="auto")
     assert (look().stage, look().done, look().total, look().unit) == (Stage.PROBE, 0, 4, "parts")
     world.start(job_, Stage.PROBE)
@@ -259,9 +394,11 @@ def test_a_job_that_estimates_shows_its_probes_first_and_then_the_entries_it_ask
     world.measure(job_, at=started)
     assert (look().done, look().fraction, look().eta_seconds) == (2, 1.0, 0.0)
 
-    # In the second round the first one's entries say nothing about the speed.
+    # Nothing that a worker took time for was measured in the first round.
     ask((10, 20), "stem.weight", "q.weight")
     assert (look(50).done, look(50).total, look(50).eta_seconds) == (2, 4, None)
+    with world.database.read() as session:
+        begin(world, job_, at=session.get_one(Job, job_.id).stage_started_at)
     world.measure(job_, 1)
     with world.database.read() as session:
         query = select(JobEntry.work).where(JobEntry.job_id == job_.id).order_by(JobEntry.ordinal)
@@ -269,4 +406,4 @@ def test_a_job_that_estimates_shows_its_probes_first_and_then_the_entries_it_ask
     found = look(50)
     assert (found.stage, found.done, found.total, found.unit) == (Stage.MEASURE, 3, 4, "entries")
     assert found.fraction == pytest.approx(sum(work[:3]) / sum(work))
-    assert found.eta_seconds == pytest.approx(50 * work[3] / work[2])
+    assert found.eta_seconds == pytest.approx(0.5 * work[3] / work[2])

@@ -153,11 +153,24 @@ def rows(world, job):
     return queued, entries
 
 
-def test_a_job_begins_with_its_probes_or_with_all_its_entries(world):
+@pytest.mark.parametrize(("workers", "count"), [(1, 1), (3, 3), (16, 4)])
+def test_probes_are_as_many_tasks_as_there_are_workers_or_parts(world, workers, count):
+    world.settings = world.settings.model_copy(update={"workers": workers})
     queued, entries = rows(world, world.job(metric="auto"))
-    assert [(t.kind, t.ordinal) for t in queued] == [(TaskKind.PROBE, i) for i in range(4)]
+    assert [(t.kind, t.ordinal) for t in queued] == [(TaskKind.PROBE, i) for i in range(count)]
     assert entries == []
-    queued, entries = rows(world, world.job(metric="fisher"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_tasks_are_dealt_all_parts_each_once(count):
+    parts = [tasks.ProbePart(block=(2 * i, 2 * i + 2), key=str(i)) for i in range(4)]
+    dealt = [tasks.dealt_parts(parts, count, ordinal) for ordinal in range(count)]
+    assert [part for some in dealt for part in some] == parts
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+def test_a_job_begins_with_its_probes_or_with_all_its_entries(world):
+    queued, _ = rows(world, world.job(metric="fisher"))
     assert [(t.kind, t.ordinal) for t in queued] == [(TaskKind.PROBE, 0)]
     queued, entries = rows(world, world.job(metric="kl", schemes=["channel-symmetric", "tensor-symmetric"]))
     assert {t.kind for t in queued} == {TaskKind.MEASURE}

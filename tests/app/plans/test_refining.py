@@ -60,8 +60,9 @@ class Nature:
     def plan_costs(self, choices, samples=40):
         return sum(self.unit_costs(unit, c.bits, samples) for unit, c in choices.items())
 
-    def estimate(self, request):
+    def estimate(self, request, progress):
         self.before_probe()
+        progress(1.0, 2)
         self.probed.append(request)
         samples = positions_of(request.block, 40, request.seed)
         rows = []
@@ -73,8 +74,9 @@ class Nature:
             values=values, storage_bits=(1,) * len(rows), gradients=np.array(rows)
         )
 
-    def measure_parts(self, request, parts):
+    def measure_parts(self, request, parts, progress):
         self.before_measuring()
+        progress(1, 2)
         self.measured.append(parts)
         return [self.plan_costs(part.choices)[list(part.positions)] for part in parts]
 

@@ -1,12 +1,14 @@
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
 
 from workers.contracts import Candidate, ModelDescription, Scheme, UnitInfo
 from workers.errors import RequestRefused
-from workers.sensitivity.sharding import in_execution_order, plan_shards, work
+from workers.sensitivity.sharding import in_execution_order, load, plan_shards, work
 
 
 def description(*macs):
@@ -44,6 +46,32 @@ def test_work_is_the_share_of_what_is_run_again():
     model = description(10, 20, 0, 70)
     assert work(model, entries(model, 4)) == pytest.approx([1.02, 0.92, 0.72, 0.72])
     assert work(model, [("t1", entries(model, 4)[0][1])]) == pytest.approx([0.92])
+
+
+def test_what_a_unit_writes_counts_as_well_as_what_it_computes():
+    def convolution(shape, macs, **axes):
+        unit = description(macs).units[0]
+        weights = math.prod(shape)
+        return replace(
+            unit, operator="conv2d", shape=shape, weights=weights, **{"output_channel_axis": 0} | axes
+        )
+
+    # The same output of 8 channels of 10 numbers: by a depthwise, a whole and a transposed convolution.
+    depthwise = convolution((8, 1, 3, 3), 8 * 10 * 9)
+    whole = convolution((8, 16, 3, 3), 8 * 10 * 16 * 9)
+    transposed = convolution((16, 8, 1, 1), 8 * 10 * 16, output_channel_axis=1)
+    per_output = load(whole) - whole.macs
+    assert per_output > 0
+    for unit in (depthwise, transposed):
+        assert load(unit) - unit.macs == pytest.approx(per_output)
+    units = tuple(
+        replace(unit, name=f"u{i}", tied=()) for i, unit in enumerate((depthwise, whole, transposed))
+    )
+    model = replace(description(1), units=units)
+    total = sum(load(unit) for unit in units)
+    expected = [1.02, 1.02 - load(depthwise) / total, 0.02 + load(transposed) / total]
+    assert work(model, entries(model, 4)) == pytest.approx(expected)
+    assert load(description(0).units[0]) == 0.0
 
 
 def test_work_of_a_model_of_lookups_is_spread_evenly():

@@ -69,6 +69,22 @@ def test_parts_are_the_samples_of_the_whole(request_for, metric):
         assert error == pytest.approx(measured.standard_error, rel=1e-6)
 
 
+def test_progress_counts_the_samples_of_all_parts(request_for):
+    parts = [
+        PlanPart(choices=ROUGH, positions=tuple(range(SAMPLES))),
+        PlanPart(choices=FINE, positions=(0, 2)),
+    ]
+    told = []
+    found = measure_parts(request_for(Metric.KL), parts, lambda done, total: told.append((done, total)))
+    done = [samples for samples, _ in told]
+    assert {total for _, total in told} == {SAMPLES + 2}
+    assert done == sorted(set(done))
+    assert {0, SAMPLES} < set(done)
+    assert done[-1] == SAMPLES + 2
+    for costs, again in zip(found, measure_parts(request_for(Metric.KL), parts), strict=True):
+        assert costs.tolist() == again.tolist()
+
+
 def test_positions_are_among_the_samples_that_are_chosen(request_for):
     chosen = request_for(Metric.KL, indices=(2, 3, 5, 7, 8))
     (costs,) = measure_parts(chosen, [PlanPart(choices=ROUGH, positions=(0, 3))])

@@ -10,8 +10,10 @@ from torch import nn
 
 from workers.contracts import Candidate, Metric, PlanRequest, Scheme
 from workers.errors import DatasetRefused, RequestRefused
+from workers.graph.program import Program
 from workers.quant import fake_quantize
-from workers.sensitivity import session
+from workers.sensitivity import reference, session
+from workers.sensitivity.reference import FloatOutputs
 from workers.verify.plan import measure_plan
 
 
@@ -132,3 +134,46 @@ def test_bad_requests(files):
     save_file({"x": files[1], "labels": torch.full((SAMPLES,), 7)}, folder / "wrong.safetensors")
     with pytest.raises(DatasetRefused, match="7"):
         measure_plan(request(folder, "wrong"))
+
+
+@pytest.mark.parametrize("mixture", [None, "0=1:kl"])
+def test_progress_is_told_around_each_batch_and_float_outputs_come_before(files, monkeypatch, mixture):
+    calls = []
+    run = Program.run
+    monkeypatch.setattr(Program, "run", lambda *a, **k: calls.append("run") or run(*a, **k))
+    asked = request(files[3], "data", metrics=(Metric.KL,), output=mixture)
+    found = measure_plan(asked, lambda done, total: calls.append((done, total)))
+    batches = [(0, 3), "run", (1, 3), "run", (2, 3), "run", (3, 3)]
+    assert calls == ["run"] * 3 + batches
+    calls.clear()
+    assert measure_plan(asked, lambda done, total: calls.append((done, total))) == found
+    assert calls == batches
+    assert measure_plan(asked) == found, "the same without"
+
+
+def test_float_outputs_that_do_not_fit_are_not_run_ahead(files, monkeypatch):
+    runs = []
+    run = Program.run
+    monkeypatch.setattr(Program, "run", lambda *a, **k: runs.append(1) or run(*a, **k))
+    loaded = session.load_model(str(files[3] / "model.pt2"), "cpu")
+    batches = session.load_batches(
+        str(files[3] / "data.safetensors"), loaded, session.selection_of(request(files[3]))
+    )
+    monkeypatch.setattr(reference, "KEPT_OUTPUT_BYTES", 4 * 5 * 4)  # those of one batch
+    floats = FloatOutputs(program=loaded.program, batches=batches)
+    floats.keep()
+    assert len(runs) == 1
+    floats.keep()
+    floats.of(0)
+    assert len(runs) == 1
+    floats.of(2)
+    assert len(runs) == 2
+
+
+def test_who_is_told_may_stop_it(files):
+    def stop(done, _total):
+        if done == 1:
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        measure_plan(request(files[3]), stop)

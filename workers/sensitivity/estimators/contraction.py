@@ -59,7 +59,9 @@ def _by_gradients(step: VisitedStep, gradients: Gradients, change: Tensor) -> Te
     result = flat.new_zeros((len(walks), len(flat), step.samples), dtype=torch.float64)
     for walk, cotangents in enumerate(walks):
         for block in gradients.blocks(cotangents[0]):
-            found = flat[:, block.elements] @ block.values.to(flat.dtype).mT
+            if block.values.dtype is not flat.dtype:
+                flat = change.flatten(1).to(block.values.dtype)
+            found = flat[:, block.elements] @ block.values.mT
             result[walk, :, block.samples] += found
     return result
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from workers.sensitivity.estimators.layout import SampleLayout, with_batch_stride
+from workers.sensitivity.estimators.precision import Precision
 from workers.sensitivity.estimators.visited import CONVOLUTIONS, VisitedStep
 
 _MATRIX = {
@@ -22,6 +24,8 @@ _MATRIX = {
 
 _BLOCK_ELEMENTS = 1 << 21
 """Elements of gradients at a time: few enough to stay in the cache until they are multiplied."""
+_BLOCK_SAMPLES = 16
+"""Samples at a time: changes of the weight are read from memory once for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +92,7 @@ def _matrix_product(step: VisitedStep, operand: Node, input_name: str, weight_na
         source=_rows_by_sample(source, layout, step.samples),
         layout=layout,
         samples=step.samples,
+        precision=step.precision,
         input_first=weight_name != "weight",
         output_width=int(weight.shape[0] if weight_name == "weight" else weight.shape[1]),
     )
@@ -105,6 +110,7 @@ class _MatrixGradients:
     source: Tensor
     layout: SampleLayout
     samples: int
+    precision: Precision
     input_first: bool
     output_width: int
     channels_last: bool = False
@@ -116,18 +122,24 @@ class _MatrixGradients:
         self.forward_cost = float(positions * self.elements)
         self.gradient_cost = 1.2 * self.forward_cost
 
+    @cached_property
+    def _factor(self) -> Tensor:
+        return self.precision.rounded(self.source)
+
     def blocks(self, cotangent: Tensor) -> Iterator[Block]:
         outer = cotangent.movedim(1, -1) if self.channels_last else cotangent
         back = _rows_by_sample(outer, self.layout, self.samples)
-        left, right = (self.source, back) if self.input_first else (back, self.source)
-        right = right.to(cotangent.dtype)
+        back = self.precision.rounded(back)
+        source = self._factor.to(back.dtype)
+        left, right = (source, back) if self.input_first else (back, source)
         width = right.shape[-1]
-        rows = min(left.shape[-1], max(1, _BLOCK_ELEMENTS // width))
+        samples = min(self.samples, _BLOCK_SAMPLES)
+        rows = min(left.shape[-1], max(1, _BLOCK_ELEMENTS // (samples * width)))
         samples = max(1, _BLOCK_ELEMENTS // (rows * width))
         for first in range(0, self.samples, samples):
             some = slice(first, min(first + samples, self.samples))
             for row in range(0, left.shape[-1], rows):
-                part = left[some, :, row : row + rows].to(cotangent.dtype)
+                part = left[some, :, row : row + rows]
                 values = torch.bmm(part.mT, right[some]).flatten(1)
                 yield Block(
                     samples=some, elements=slice(row * width, row * width + values.shape[1]), values=values
@@ -149,6 +161,7 @@ def _convolution(step: VisitedStep) -> Gradients | None:
             source=_rows_by_sample(source.movedim(1, -1), layout, step.samples),
             layout=layout,
             samples=step.samples,
+            precision=step.precision,
             input_first=False,
             output_width=int(weight.shape[0]),
             channels_last=True,

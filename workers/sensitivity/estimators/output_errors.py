@@ -13,6 +13,7 @@ from workers.sensitivity.estimators.changes import Changes
 from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.feeds import Layouts
 from workers.sensitivity.estimators.fisher import sign_start
+from workers.sensitivity.estimators.precision import Precision
 from workers.sensitivity.estimators.probe import ProbeOptions
 from workers.sensitivity.estimators.tape import Plan, Tape, Visit
 from workers.sensitivity.estimators.uses import Uses
@@ -87,7 +88,7 @@ def output_hessian(setup: Setup, entries: Entries, options: ProbeOptions) -> Ten
         active=scoring.uses.active,
         wanted=scoring.uses.at,
         through=False,
-        cast=scoring.cast,
+        precision=scoring.precision,
     )
     start = sign_start(setup, options, probe=0)
     for batch in range(len(setup.batches)):
@@ -118,7 +119,7 @@ class _Scoring:
         self.flow = Dataflow.of(setup.program.model)
         self.uses = Uses.of(self.flow, entries.units)
         self.result = torch.zeros(entries.count, dtype=torch.float64)
-        self.cast = torch.autocast(setup.program.device.type, enabled=False)
+        self.precision = Precision(device=setup.program.device)
         self._setup = setup
         self._entries = entries
         self._changes = Changes(
@@ -143,7 +144,7 @@ class _Scoring:
             constant=self._setup.program.constant,
             layouts={},
             samples=0,
-            cast=self.cast,
+            precision=self.precision,
         )
         for use in self.uses.at[visit.step.node]:
             for changes in self._changes.of(use.unit):

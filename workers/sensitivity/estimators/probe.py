@@ -14,6 +14,7 @@ Cost in forward passes over the samples: one per group of probes, and per probe 
 (about 1.2) and the products with all candidates (about 1 to 2).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,11 +32,20 @@ from workers.sensitivity.estimators.contraction import InnerProducts, contract
 from workers.sensitivity.estimators.cotangents import random_signs
 from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.feeds import Feed, find_layouts
+from workers.sensitivity.estimators.precision import Precision
 from workers.sensitivity.estimators.starts import start_of
 from workers.sensitivity.estimators.tape import Place, Plan, Tape, Visit
 from workers.sensitivity.estimators.uses import Uses
 from workers.sensitivity.estimators.visited import VisitedStep
 from workers.sensitivity.exact import Setup
+from workers.sensitivity.sharding import load
+
+_PASSES_PER_WALK = 1.35
+"""What a walk back with its products takes, in forward passes, to tell how far a batch is: EfficientNet-Lite0 in float32, four
+probes, six candidates for each unit."""
+_MACS_PER_WEIGHT = 60.0
+"""What products with a weight's candidates take, in multiply-accumulates of the forward pass: MiniLM, likewise. Of look-ups, whose
+tables are large and compute nothing, that is all."""
 
 ActivationChanges = Callable[[Unit, Node, Tensor], Iterable[Tensor]]
 """How a unit's input changes under its activation candidates: unit, node and value of the input -> a change for each."""
@@ -48,6 +58,10 @@ PositionMasks = Callable[[int], Tensor | None]
 """Which output positions of a batch count: number of the batch -> ``[kept, positions]``, or ``None`` for all."""
 
 
+Progress = Callable[[float, int], None]
+"""Told how many samples are done, and of how many; may raise to stop."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProbeOptions:
     """How to probe.
@@ -56,13 +70,13 @@ class ProbeOptions:
         probes: How many independent probes.
         together: How many share a forward pass; more need more memory (cotangents of a cut of the graph) and less time.
         seed: Chooses the signs.
-        dtype: ``torch.bfloat16`` for convolutions and matrix products in that precision; ``None`` for the model's.
+        dtype: ``torch.bfloat16`` for matrix products of float32 in that precision; ``None`` for the model's.
         changes_bytes: Bound on the candidates' weights that are kept from batch to batch; others are made again.
         quantize: Makes a candidate's weight.
         activation_changes: Also estimate changes of the units' inputs, apart from the weights'.
         position_masks: Which positions count; ``None`` for all.
-        progress: Told after each batch how many samples are done, and of how many (each counts once per probe); may raise
-            to stop.
+        progress: Told whenever a walk has passed a unit's use (each sample counts once per probe, those of the batch in
+            hand by how far they are).
     """
 
     probes: int = 4
@@ -73,7 +87,7 @@ class ProbeOptions:
     quantize: Quantizer = round_to_nearest
     activation_changes: ActivationChanges | None = None
     position_masks: PositionMasks | None = None
-    progress: Callable[[int, int], None] | None = None
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         for name in ("probes", "together"):
@@ -225,9 +239,7 @@ class _Probing:
             active=self._uses.active,
             wanted=self._uses.at,
             through=options.activation_changes is not None,
-            cast=torch.autocast(
-                setup.program.device.type, dtype=options.dtype, enabled=options.dtype is not None
-            ),
+            precision=Precision(device=setup.program.device, products=options.dtype),
         )
         self._layouts = find_layouts(self._plan, self._start, setup.batches)
 
@@ -238,13 +250,13 @@ class _Probing:
         for batch in range(len(batches)):
             for feed in self._layouts.feeds(batches, batch):
                 self._walk(probes, feed, results)
-                self._tell(len(probes) * feed.kept)
+                self._done += len(probes) * feed.kept
+                self._tell(self._done)
         yield from results.each()
 
-    def _tell(self, samples: int) -> None:
-        self._done += samples
+    def _tell(self, samples: float) -> None:
         if self._options.progress is not None:
-            self._options.progress(self._done, self._walks * len(self._setup.batches.samples))
+            self._options.progress(samples, self._walks * len(self._setup.batches.samples))
 
     @property
     def _start(self) -> Place | None:
@@ -260,7 +272,16 @@ class _Probing:
         if self._start is None:
             return
         starts = [{self._start: self._cotangent(index, output, mask, feed)} for index in probes]
-        tape.backward(starts, lambda visit: self._visit(visit, feed, results))
+        samples, passed = len(probes) * feed.kept, 1.0 / (1.0 + _PASSES_PER_WALK * len(probes))
+        walks, shares = 1.0 - passed, _shares(self._uses, self._entries.units, feed.kept)
+
+        def visited(visit: Visit) -> None:
+            nonlocal passed
+            self._visit(visit, feed, results)
+            passed = min(passed + walks * shares[visit.step.node], 1.0)
+            self._tell(self._done + samples * passed)
+
+        tape.backward(starts, visited)
 
     def _cotangent(self, number: int, output: Tensor, mask: Tensor | None, feed: Feed) -> Tensor:
         """Where a walk starts; 0 for fillers."""
@@ -276,7 +297,7 @@ class _Probing:
             constant=self._setup.program.constant,
             layouts={number: self._layouts.of((node, number)) for number in visit.outputs[0]},
             samples=feed.fed,
-            cast=self._plan.cast,
+            precision=self._plan.precision,
         )
         for use in self._uses.at[node]:
             for changes in self._changes.of(use.unit):
@@ -298,3 +319,14 @@ class _Probing:
             for index, change in enumerate(self._options.activation_changes(unit, source, value)):
                 found = products.with_output(change)[:, : feed.kept]
                 results.add_activation(unit.info.name, index, feed.samples, found)
+
+
+def _shares(uses: Uses, units: Sequence[Unit], samples: int) -> dict[Node, float]:
+    """Roughly which share of a walk over so many samples each visited step is."""
+
+    def amount(unit: Unit) -> float:
+        return 1.0 + samples * load(unit.info) + _MACS_PER_WEIGHT * unit.info.weights
+
+    loads = {node: math.fsum(amount(units[use.unit]) for use in found) for node, found in uses.at.items()}
+    total = math.fsum(loads.values())
+    return {node: value / total for node, value in loads.items()}

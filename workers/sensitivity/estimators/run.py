@@ -9,24 +9,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from workers.contracts import Candidate, EstimateRequest, Estimator, MeasureRequest
+from workers.contracts import Candidate, ComputeDtype, EstimateRequest, Estimator, MeasureRequest
 from workers.errors import RequestRefused
 from workers.graph.units import Unit
 from workers.sensitivity.engine import sizes
 from workers.sensitivity.estimators.around import probe_around
 from workers.sensitivity.estimators.changes import Quantizer
+from workers.sensitivity.estimators.precision import native_half
 from workers.sensitivity.estimators.probe import (
     ActivationChanges,
     PositionMasks,
     ProbeOptions,
     ProbeValues,
+    Progress,
     probe,
 )
 from workers.sensitivity.estimators.scores import scores
 from workers.sensitivity.exact import Setup
 from workers.sensitivity.mixture import MixedReference
 from workers.sensitivity.reference import Reference, first_output
-from workers.sensitivity.session import prepare
+from workers.sensitivity.session import load_batches, load_model, prepare, selection_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,10 +46,14 @@ class Estimated:
     gradients: NDArray[np.float64] | None = None
 
 
-def estimate(request: EstimateRequest) -> Estimated:
+def estimate(request: EstimateRequest, progress: Progress | None = None) -> Estimated:
     """Estimate the costs of all entries at once.
 
     A pair of a weight's and its inputs' bit-widths changes the outputs, to first order, by the sum of what either does.
+
+    Args:
+        request: What to estimate on what.
+        progress: See `workers.sensitivity.estimators.probe.ProbeOptions`; other estimators tell nothing.
 
     Raises:
         WorkerError: See `workers.sensitivity.session.prepare` and `workers.sensitivity.estimators.probe.probe`.
@@ -55,11 +61,11 @@ def estimate(request: EstimateRequest) -> Estimated:
     """
     setup = prepare(_as_measure(request))
     if request.around is not None:
-        return _estimate_around(request, setup, request.around)
+        return _estimate_around(request, setup, request.around, progress)
     weights = list(dict.fromkeys((unit, _weight_part(candidate)) for unit, candidate in request.wanted))
     widths = _activation_widths(setup, request.wanted)
     options = replace(
-        _options(request, setup), activation_changes=_changes(setup, widths) if widths else None
+        _options(request, setup, progress), activation_changes=_changes(setup, widths) if widths else None
     )
     storage = _storage(request, setup)
     if request.estimator != Estimator.PROBE:
@@ -73,6 +79,18 @@ def estimate(request: EstimateRequest) -> Estimated:
     return Estimated(values=torch.stack(values).numpy(), storage_bits=storage)
 
 
+def batch_size_of(request: EstimateRequest) -> int:
+    """How many samples a pass takes.
+
+    Raises:
+        WorkerError: The model or the data cannot be used.
+        OSError: A file cannot be read.
+    """
+    measure = _as_measure(request)
+    loaded = load_model(measure.model_path, measure.device, measure.output, measure.compute_dtype)
+    return load_batches(measure.calibration_path, loaded, selection_of(measure)).size
+
+
 def _require_one_output(setup: Setup, estimator: str) -> None:
     allowed = (Estimator.PROBE, Estimator.WEIGHT_MSE, Estimator.WEIGHT_SQNR)
     if isinstance(setup.reference, MixedReference) and estimator not in allowed:
@@ -81,7 +99,9 @@ def _require_one_output(setup: Setup, estimator: str) -> None:
         )
 
 
-def _estimate_around(request: EstimateRequest, setup: Setup, plan: dict[str, Candidate]) -> Estimated:
+def _estimate_around(
+    request: EstimateRequest, setup: Setup, plan: dict[str, Candidate], progress: Progress | None
+) -> Estimated:
     if request.estimator != Estimator.PROBE:
         raise RequestRefused(
             f"{request.estimator!r} does not estimate changes around a plan",
@@ -89,7 +109,7 @@ def _estimate_around(request: EstimateRequest, setup: Setup, plan: dict[str, Can
             request.estimator,
             [Estimator.PROBE.value],
         )
-    options = _options(request, setup)
+    options = _options(request, setup, progress)
     found = probe_around(setup, plan, request.wanted, replace(options, together=request.probes + 1))
     return Estimated(
         values=found.values.numpy(),
@@ -98,15 +118,22 @@ def _estimate_around(request: EstimateRequest, setup: Setup, plan: dict[str, Can
     )
 
 
-def _options(request: EstimateRequest, setup: Setup) -> ProbeOptions:
+def _options(request: EstimateRequest, setup: Setup, progress: Progress | None) -> ProbeOptions:
     return ProbeOptions(
         probes=request.probes,
         together=request.probes,
         seed=request.seed,
+        dtype=_half(request, setup),
         changes_bytes=request.memory_bytes,
         quantize=_quantizer(setup),
         position_masks=_masks(setup),
+        progress=progress,
     )
+
+
+def _half(request: EstimateRequest, setup: Setup) -> torch.dtype | None:
+    """What products are rounded to: where the device gains by it, unless the model is computed in its own type."""
+    return native_half(setup.program.device) if request.compute_dtype is ComputeDtype.FLOAT32 else None
 
 
 def _storage(request: EstimateRequest, setup: Setup) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from workers.graph.units import Unit
 from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.feeds import Feed, Layouts
 from workers.sensitivity.estimators.layout import with_batch_stride
+from workers.sensitivity.estimators.precision import Precision
 from workers.sensitivity.estimators.tape import Plan, Tape, Visit
 from workers.sensitivity.estimators.uses import Uses
 from workers.sensitivity.exact import Setup
@@ -47,7 +48,7 @@ class SampleGradients:
             active=self._uses.active,
             wanted=self._uses.at,
             through=False,
-            cast=torch.autocast(setup.program.device.type, enabled=False),
+            precision=Precision(device=setup.program.device),
         )
 
     def each(self, start: Starts, see: Callable[[int, int, Tensor], None]) -> None:

@@ -9,7 +9,6 @@ Weights need no gradients, so that a backward walk is that of the activations al
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -23,6 +22,7 @@ from workers.errors import MeasurementFailed
 from workers.graph.dataflow import Dataflow, operator_name
 from workers.graph.program import Program, Step
 from workers.graph.residency import tensors_in
+from workers.sensitivity.estimators.precision import Precision
 
 Place = tuple[Node, int]
 """A tensor: the node whose value it is (or is in), and its number among the value's tensors."""
@@ -77,7 +77,7 @@ class Plan:
         active: Steps whose cotangents are wanted.
         wanted: Steps that will be visited.
         through: Whether visits want the cotangents of all that their steps read, or of active steps only.
-        cast: The precision to compute in, entered for each step.
+        precision: To compute in.
     """
 
     program: Program
@@ -85,7 +85,7 @@ class Plan:
     active: frozenset[Node]
     wanted: Container[Node]
     through: bool
-    cast: AbstractContextManager[Any]
+    precision: Precision
 
 
 class Tape:
@@ -144,8 +144,9 @@ class Tape:
         for source in read:
             if source in self._plan.active or (wanted and self._plan.through):
                 bound[source] = self._bind(source, value(source), edges)
-        with self._plan.cast:
-            result = step.call(lambda source: bound[source] if source in bound else value(source))
+        result = self._plan.precision.call(
+            step, lambda source: bound[source] if source in bound else value(source)
+        )
         if edges or wanted:
             outputs = {
                 number: get_gradient_edge(tensor) if tensor.requires_grad else None

@@ -1,7 +1,6 @@
 """A visited step that can be run again with other constants."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,7 @@ from torch.fx import Node
 from workers.graph.dataflow import bind, operator_name
 from workers.graph.residency import tensors_in
 from workers.sensitivity.estimators.layout import SampleLayout
+from workers.sensitivity.estimators.precision import Precision
 from workers.sensitivity.estimators.tape import Visit
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -33,14 +33,14 @@ class VisitedStep:
         constant: Gives the float values of constants.
         layouts: Number of an output tensor -> where its samples lie.
         samples: How many samples were fed, fillers included.
-        cast: The precision of the forward pass.
+        precision: Of the forward pass.
     """
 
     visit: Visit
     constant: Callable[[Node], Any]
     layouts: dict[int, SampleLayout]
     samples: int
-    cast: AbstractContextManager[Any]
+    precision: Precision
 
     @property
     def operator(self) -> str:
@@ -99,10 +99,9 @@ class VisitedStep:
         )
 
     def _call(self, replaced: dict[Node, Any]) -> list[Tensor]:
-        with self.cast:
-            result = self.visit.step.call(
-                lambda node: replaced[node] if node in replaced else self.value(node)
-            )
+        result = self.precision.call(
+            self.visit.step, lambda node: replaced[node] if node in replaced else self.value(node)
+        )
         return list(tensors_in(result))
 
 

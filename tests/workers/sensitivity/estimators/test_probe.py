@@ -319,7 +319,13 @@ def test_progress_reaches_its_end_step_by_step(make_setup):
     told = []
     options = ProbeOptions(probes=3, together=2, progress=lambda done, total: told.append((done, total)))
     list(probe(case.setup, case.wanted, options))
-    assert told == [(6, 15), (10, 15), (13, 15), (15, 15)]
+    done = [samples for samples, _ in told]
+    assert {total for _, total in told} == {15}
+    assert done == sorted(done), "never back"
+    assert [samples for samples in done if samples in (6, 10, 13, 15)][-1] == 15
+    assert {6, 10, 13} < set(done), "after each batch"
+    inside = len({samples for samples in done if samples < 6})
+    assert inside >= len(case.units) - 1, "and after each unit in between"
 
 
 @pytest.mark.parametrize("field", ["probes", "together"])
