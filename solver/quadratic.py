@@ -84,13 +84,14 @@ class QuadraticSolution:
         return "proven optimal" if self.status is SolveStatus.OPTIMAL else "heuristic"
 
 
-def solve_quadratic(
+def solve_quadratic(  # noqa: PLR0913 - one keyword for each option
     problem: Problem,
     interactions: Interactions,
     *,
     restarts: int = 20,
     time_limit_s: float = 30.0,
     seed: int = 0,
+    certify: bool = True,
 ) -> QuadraticSolution:
     """Find a plan of low cost with interactions, and a bound on how much better one could be.
 
@@ -100,6 +101,7 @@ def solve_quadratic(
         restarts: Kicks of the best plan after which the search ends; more find better plans of large problems.
         time_limit_s: Wall-clock seconds, > 0: a guard; the plan depends on the seed only as long as it is not reached.
         seed: For the kicks.
+        certify: Whether small problems are tried to be proven, which may take all of the time.
 
     Raises:
         ProblemError: The problem has further rows or width rules.
@@ -128,7 +130,7 @@ def solve_quadratic(
             runtime_s=time.monotonic() - start,
         )
     search = _Search(reduced, interactions.on(reduced), budget, start + time_limit_s, seed)
-    search.run(restarts)
+    search.run(restarts, certify=certify)
     return _answer(problem, interactions, search, start)
 
 
@@ -176,7 +178,7 @@ class _Search:
         self.proof = Proof.LAGRANGIAN
         self.proven = False
 
-    def run(self, restarts: int) -> None:
+    def run(self, restarts: int, *, certify: bool) -> None:
         """Everything, in order."""
         self.first, _ = self.knapsack(self.additive)
         self.descend(self.first)
@@ -185,14 +187,14 @@ class _Search:
             if time.monotonic() > self.deadline:
                 break
             self.descend(self.kicked())
-        self.close()
+        self.close(certify=certify)
 
-    def close(self) -> None:
-        """Call it optimal if the bound says so, or try to prove it where that is within reach."""
+    def close(self, *, certify: bool) -> None:
+        """Call it optimal if the bound says so, or try to prove it where that is within reach and wanted."""
         tolerance = 1e-9 * max(abs(self.cost), abs(self.bound))
         if self.cost - self.bound <= tolerance:
             self.proven = True
-        elif self.groups * self.width <= PROVABLE_CELLS and time.monotonic() < self.deadline:
+        elif certify and self.groups * self.width <= PROVABLE_CELLS and time.monotonic() < self.deadline:
             found = prove(
                 self.reduced.costs,
                 self.matrix,

@@ -64,7 +64,7 @@ def snapshot(database: Database, job_id: str) -> Snapshot:
         job = service.get_job(session, job_id)
         read = job_read(job, progress_of(session, job).to_json())
     progress = read.progress
-    counts = [progress.done, progress.total, round(progress.fraction, 3)]
+    counts = [progress.done, progress.total, round(progress.fraction, 3), progress.detail]
     return Snapshot(job=read, etag=weak_etag([read.id, read.state, read.stage, progress.stage, *counts]))
 
 

@@ -190,7 +190,7 @@ class Search:
     def joint(
         self, budget: str, linear: NDArray[np.float64], interactions: Interactions, *, time_limit_s: float
     ) -> dict[str, dict[str, Any]]:
-        """Choices of least ``linear' x + x' interactions x`` within a budget; empty when none are found.
+        """Choices of least ``linear' x + x' interactions x`` within a budget, unproven; empty when none are found.
 
         Args:
             budget: As written.
@@ -198,15 +198,23 @@ class Search:
             interactions: Likewise.
             time_limit_s: Longest time for the search, in seconds.
         """
-        _, found = self._joint(budget, linear, interactions, time_limit_s)
+        _, found = self._joint(budget, linear, interactions, time_limit_s, certify=False)
         return self.chosen(found.named_choices).choices
 
     def _joint(
-        self, budget: str, linear: NDArray[np.float64], interactions: Interactions, time_limit_s: float
+        self,
+        budget: str,
+        linear: NDArray[np.float64],
+        interactions: Interactions,
+        time_limit_s: float,
+        *,
+        certify: bool = True,
     ) -> tuple[int, QuadraticSolution]:
         budget_bits = self.sizes.budget_bits(budget, self.counts)
         problem = self.problem.with_budget(max(budget_bits - self.fixed_bits, 0))
-        found = solve_quadratic(replace(problem, costs=linear), interactions, time_limit_s=time_limit_s)
+        found = solve_quadratic(
+            replace(problem, costs=linear), interactions, time_limit_s=time_limit_s, certify=certify
+        )
         return budget_bits, found
 
     def uniform(self, bits: int) -> Draft:

@@ -90,6 +90,19 @@ def test_the_convex_bound_is_valid_by_itself(seed, dimension):
         assert solution.proof is Proof.LAGRANGIAN
 
 
+def test_what_need_not_be_proven_is_not(monkeypatch):
+    costs, sizes, factors = made(3, 8, 4, 30)
+    problem = Problem.from_arrays(costs, sizes, budget=int(np.median(sizes, axis=1).sum()))
+    interactions = Interactions.from_factors(factors, units=8, candidates=4)
+    proven = solve_quadratic(problem, interactions)
+    monkeypatch.setattr("solver.quadratic.prove", lambda *_, **__: pytest.fail("tried to prove it"))
+    found = solve_quadratic(problem, interactions, certify=False)
+    assert proven.proof is Proof.SOLVER
+    assert found.proof is Proof.LAGRANGIAN
+    assert found.status is SolveStatus.FEASIBLE
+    assert found.lower_bound <= proven.objective <= found.objective
+
+
 def test_factors_and_matrix_mean_the_same():
     costs, sizes, factors = made(3, 5, 3)
     problem = Problem.from_arrays(costs, sizes, budget=int(sizes[:, 1].sum()))

@@ -84,9 +84,6 @@ class Nature:
 @pytest.fixture
 def nature(monkeypatch):
     played = Nature()
-    monkeypatch.setattr(
-        solver.quadratic, "PROVABLE_CELLS", 0
-    )  # programs that prove a plan take most of the time
     monkeypatch.setattr(workers.sensitivity.estimators.run, "estimate", played.estimate)
     monkeypatch.setattr(workers.verify.parts, "measure_parts", played.measure_parts)
     monkeypatch.setattr(requests, "verified_path", lambda _settings, ref: f"/files/{ref.sha256}")
@@ -335,6 +332,18 @@ def test_budgets_are_looked_around_beside_each_other(world, refining, nature, lo
     assert by_budget[1] == [t.outcome for t in trials(look, alone)]
     kinds = [(p.ordinal, p.number, p.kind, p.place) for p in look(TrialPart, job)]
     assert len(set(kinds)) == len(kinds)
+
+
+def test_steps_are_not_proven(world, refining, nature, look, monkeypatch):
+    """A proof takes as long as it may, and judges nothing: steps are judged by what they measure."""
+
+    def prove(*_, **__):
+        raise AssertionError("nobody asks for it")
+
+    job = refining(refine_rounds=1)
+    monkeypatch.setattr(solver.quadratic, "prove", prove)
+    run(world, job)
+    assert told(look, job)["ended"] == End.ROUNDS
 
 
 def test_noise_is_not_followed(world, refining, nature, look):

@@ -1,14 +1,18 @@
 """Measuring on blocks of samples, and keeping output changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
 
-from workers.contracts import Metric
+from workers.contracts import EstimateRequest, Estimator, Metric
 from workers.errors import RequestRefused
 from workers.sampling import SampleBlock, SketchForm, SketchRequest
+from workers.sensitivity.blocks import positions_of
 from workers.sensitivity.engine import measure
+from workers.sensitivity.estimators.run import estimate
 from workers.sensitivity.exact import quantized
 from workers.sensitivity.session import load_model, prepare
 from workers.sensitivity.statistics import combine
@@ -64,6 +68,28 @@ def test_a_block_without_labels_counts_nothing(make_case):
     assert combine(parts).mean == pytest.approx(
         next(measure(case.request(metric=Metric.LOSS))).mean, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("metric", [Metric.KL, Metric.MSE])
+def test_around_a_plan_blocks_tell_of_their_samples_what_the_whole_tells(make_case, metric):
+    case = make_case(samples=9)
+    measured = case.request(metric=metric, seed=2)
+    request = EstimateRequest(
+        model_path=measured.model_path,
+        calibration_path=measured.calibration_path,
+        metric=metric,
+        estimator=Estimator.PROBE.value,
+        wanted=measured.wanted,
+        seed=2,
+        around=dict(reversed(measured.wanted)),
+    )
+    whole = estimate(request)
+    for part in (block(0, 4), block(4, 9)):
+        found = estimate(replace(request, block=part))
+        positions = positions_of(part, 9, 2)
+        assert len(positions) == part.stop - part.start
+        assert found.gradients == pytest.approx(whole.gradients[:, positions], rel=1e-3, abs=1e-6)
+        assert found.values == pytest.approx(whole.values[:, :, positions], rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 9), (8, 9), (2, 2), (-1, 3)])
