@@ -1,4 +1,4 @@
-"""Whether searches for ranges run compiled, and the calls of them.
+"""Whether searches for ranges, and quantizing, run compiled, and the calls of them.
 
 Compiled code is used for float32 weights on the CPU where numba is installed: however many rows there are, one gets
 the same range whenever it is searched by the same installation. Compiling takes some seconds once; the result is kept
@@ -29,12 +29,105 @@ def suits(rows: Tensor, weights: Tensor | None, exponent: int) -> bool:
         weights: How much each value counts, or ``None``.
         exponent: 2 or 3.
     """
-    return (
-        rows.dtype == torch.float32
-        and rows.device.type == "cpu"
-        and not (weights is not None and exponent != 2)
-        and find_spec("numba") is not None
+    return suits_values(rows) and not (weights is not None and exponent != 2)
+
+
+def suits_values(values: Tensor) -> bool:
+    """Whether some values are quantized by compiled code."""
+    return values.dtype == torch.float32 and values.device.type == "cpu" and _installed()
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("numba") is not None
+
+
+def represent(
+    range_min: Tensor, range_max: Tensor, codes: CodeRange, largest: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`workers.quant.affine.scale_and_zero_point`, and the range that is represented, bit for bit.
+
+    Args:
+        range_min: Lower ends, ``[slices]``, float32, on the CPU.
+        range_max: Upper ends.
+        codes: The integer codes.
+        largest: Largest distance of a level from 0.
+
+    Returns:
+        Scale, zero point (int32), and both ends, each ``[slices]``.
+    """
+    scale, low, high = (torch.empty(len(range_min)) for _ in range(3))
+    zero_point = torch.empty(len(range_min), dtype=torch.int32)
+    _values().represent(
+        range_min.contiguous().numpy(),
+        range_max.contiguous().numpy(),
+        codes.quant_min,
+        codes.quant_max,
+        codes.symmetric,
+        largest,
+        scale.numpy(),
+        zero_point.numpy(),
+        low.numpy(),
+        high.numpy(),
     )
+    return scale, zero_point, low, high
+
+
+def quantize_dequantize_rows(  # noqa: PLR0913 - one keyword for each thing it depends on
+    rows: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    *,
+    offset: Tensor | None,
+    slice_size: int,
+    codes: CodeRange,
+) -> Tensor:
+    """`workers.quant.affine.quantize_dequantize` of the slices of rows, bit for bit.
+
+    Args:
+        rows: ``[rows, values]``, float32, on the CPU.
+        scale: ``[rows, slices]``, float32.
+        zero_point: ``[rows, slices]``.
+        offset: ``[rows]``: what is added to the values of each row.
+        slice_size: Values per slice; the last of each row may be shorter.
+        codes: The integer codes.
+
+    Returns:
+        New storage, ``[rows, values]``.
+    """
+    result = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    _values().to_nearest(
+        rows.contiguous().numpy(),
+        scale.contiguous().numpy(),
+        zero_point.to(torch.float32).contiguous().numpy(),
+        np.zeros(len(rows), np.float32) if offset is None else offset.contiguous().numpy(),
+        slice_size,
+        codes.quant_min,
+        codes.quant_max,
+        result.numpy(),
+    )
+    return result
+
+
+def lost_by_rows(
+    rows: Tensor, scale: Tensor, zero_point: Tensor, *, slice_size: int, codes: CodeRange
+) -> Tensor:
+    """The sum of each row's values minus what they become; arguments as of `quantize_dequantize_rows`.
+
+    Returns:
+        ``[rows]``, float64.
+    """
+    sums = np.empty(len(rows))
+    _values().lost_by_rows(
+        rows.contiguous().numpy(),
+        scale.contiguous().numpy(),
+        zero_point.to(torch.float32).contiguous().numpy(),
+        slice_size,
+        codes.quant_min,
+        codes.quant_max,
+        sums,
+    )
+    return torch.from_numpy(sums)
 
 
 def search(  # noqa: PLR0913 - what the search depends on
@@ -80,7 +173,7 @@ def search(  # noqa: PLR0913 - what the search depends on
 
 def suits_counts(counts: Tensor) -> bool:
     """Whether thresholds are found from some histograms by compiled code."""
-    return counts.device.type == "cpu" and find_spec("numba") is not None
+    return counts.device.type == "cpu" and _installed()
 
 
 def find_thresholds(  # noqa: PLR0913 - what the thresholds depend on
@@ -131,3 +224,7 @@ def _kernel(*, long: bool) -> Callable[..., Any]:
     module: Any = importlib.import_module(f"workers.quant.kernels.{'rows' if long else 'lanes'}")
     found: Callable[..., Any] = module.search_rows if long else module.search_lanes
     return found
+
+
+def _values() -> Any:
+    return importlib.import_module("workers.quant.kernels.values")

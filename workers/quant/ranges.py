@@ -4,14 +4,13 @@ All functions take rows ``[slices, values]`` and give one range per row, vectori
 `clipping_mse` and `clipping_kl`.
 """
 
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workers.contracts import Candidate, RangeMethod, Rounding
+from workers.contracts import Candidate, RangeMethod
 from workers.errors import RequestRefused
 from workers.quant.affine import CodeRange
 from workers.quant.clipping_kl import Histograms
@@ -30,7 +29,6 @@ class RangeChooser:
     def __init__(self, rows: Tensor, importance: Tensor | None = None) -> None:
         self.rows = rows
         self.importance = importance
-        self._last: tuple[Candidate, tuple[Tensor, Tensor]] | None = None
 
     def range(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         """The range of each row by the candidate's method.
@@ -41,14 +39,6 @@ class RangeChooser:
         Raises:
             RequestRefused: The method needs the values' importance.
         """
-        # What does not move the range does not find it again.
-        scheme = replace(candidate.scheme, corrected=False, rounding=Rounding.NEAREST)
-        plain = replace(candidate, scheme=scheme, activation_bits=None)
-        if self._last is None or self._last[0] != plain:
-            self._last = plain, self._find(candidate)
-        return self._last[1]
-
-    def _find(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         codes = CodeRange.of_candidate(candidate)
         match candidate.scheme.range_method:
             case RangeMethod.MINMAX:
