@@ -14,7 +14,7 @@ from workers.contracts import Candidate, RangeMethod
 from workers.errors import RequestRefused
 from workers.quant.affine import CodeRange
 from workers.quant.clipping_kl import Histograms
-from workers.quant.clipping_mse import mse_range
+from workers.quant.clipping_mse import LeastError
 
 
 class RangeChooser:
@@ -48,13 +48,13 @@ class RangeChooser:
             case RangeMethod.KL:
                 return self._histograms.range(codes)
             case RangeMethod.MSE:
-                return mse_range(self.rows, codes)
+                return self._least_error.range(codes)
             case RangeMethod.L3:
-                return mse_range(self.rows, codes, exponent=3)
+                return self._least_error.range(codes, exponent=3)
             case RangeMethod.WEIGHTED_MSE:
                 if self.importance is None:
                     raise needs_inputs(candidate)
-                return mse_range(self.rows, codes, self.importance)
+                return self._weighted_error.range(codes)
 
     @cached_property
     def _minmax(self) -> tuple[Tensor, Tensor]:
@@ -63,6 +63,14 @@ class RangeChooser:
     @cached_property
     def _ordered(self) -> Tensor:
         return _ascending(self.rows)
+
+    @cached_property
+    def _least_error(self) -> LeastError:
+        return LeastError(self.rows)
+
+    @cached_property
+    def _weighted_error(self) -> LeastError:
+        return LeastError(self.rows, self.importance)
 
     @cached_property
     def _histograms(self) -> Histograms:
