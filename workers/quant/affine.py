@@ -156,8 +156,13 @@ def scale_and_zero_point(
         )
     largest = torch.finfo(range_min.dtype).max if largest is None else largest
     farthest = torch.maximum((codes.quant_min - zero_point).abs(), (codes.quant_max - zero_point).abs())
-    bound = largest * (1 - 4 * torch.finfo(scale.dtype).eps) / farthest.to(scale.dtype)
+    bound = largest_level(largest, scale.dtype) / farthest.to(scale.dtype)
     return torch.minimum(_positive(scale), bound), zero_point
+
+
+def largest_level(largest: float, dtype: torch.dtype) -> float:
+    """How far from 0 a level may be for its product with a scale of some type not to overflow."""
+    return largest * (1 - 4 * torch.finfo(dtype).eps)
 
 
 def _symmetric_scale(range_min: Tensor, range_max: Tensor, codes: CodeRange) -> Tensor:

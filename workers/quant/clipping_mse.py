@@ -1,18 +1,22 @@
-"""The clipping range of least error, per slice: mean squared, weighted, or cubed (MATH.md section 2).
+"""The range of least error, per slice: mean squared, weighted, or cubed (MATH.md section 2).
 
-The error of a range is not convex in it, so the search goes from coarse to fine in shares of the min-max range:
+A range is a scale ``S`` and a zero point ``Z``: levels ``S k`` for whole ``k`` from ``-Z`` to ``N - Z``. Its error
+``E = sum_j v_j |S k_j - r_j|^p`` has the slope ``dE/dS = p sum_j v_j |S k_j - r_j|^(p-1) sign(S k_j - r_j) k_j``: that
+codes change with ``S`` adds nothing, since each is the best for its value. One pass gives both. The error is not convex,
+and jagged where values are few, so the search goes from coarse to fine:
 
-1. both ends shrink together on a geometric grid. A row is done once its error is three times its best: what is
-   clipped only grows from there, and the rounding error of the best point cannot be undercut by as much;
-2. asymmetric only: each end by itself, by large factors;
-3. small factors either way, halved from step to step, each end by itself where there are two.
+1. the min-max range is clipped at shares of its larger end. A row is done once its error is three times its best: what
+   is clipped only grows from there, and alone is more than the best error by then;
+2. asymmetric only: the zero point moves either way, the scale kept or a little narrower;
+3. in between, the scale moves to where a secant puts the zero of the slope, within bounds, and is tried some shares
+   aside: local minima lie close together where there are many levels and few values.
 
-An evaluation is a handful of passes over the values, in buffers that are used again: 20 to 30 of them for a symmetric
-quantizer, 45 to 55 for an asymmetric one. Where `workers.quant.acceleration` has it compiled, it is one pass in the
-processor's registers.
+Where `workers.quant.acceleration` has it compiled, an evaluation is one pass in the processor's registers. Its result is
+that by tensors, bit for bit but for ties of float64: errors of values are made by the same operations, and are added
+in float32 in the same order, these sums in float64 (`workers.quant.least_error.PARTS`).
 
 Source: Y. Nahshan et al., "Loss aware post-training quantization", 2019, section 4: ranges of least p-norm of the error,
-p between 2 and 4. Ours searches per slice, and both ends.
+p between 2 and 4. Ours searches per slice, and zero points.
 """
 
 import torch
@@ -20,26 +24,21 @@ from torch import Tensor
 
 from workers.quant import acceleration
 from workers.quant.affine import CodeRange, widen_to_zero
+from workers.quant.least_error import in_parts, lanes_of, search_by_tensors
 
-# Shares of the min-max range. Beyond the last one even three levels gain nothing on Gaussian, Laplace or outlier-ridden
-# weights. 1 comes first: on equal errors nothing is clipped.
-_COARSE = tuple(0.82**k for k in range(17))
-_HOPELESS = 3.0
-_ONE_END = (0.4, 0.65, 1.5, 2.4)
-_STEPS = (0.12, 0.06, 0.03, 0.015, 0.008, 0.004)
-
-# Values worked on at once: enough that the calls on one number per row do not count, few enough for the cache (2^16 takes
-# 80 ns per weight, 2^18 56, 2^20 52).
+# Values worked on at once by tensors: enough that the calls on one number per row do not count, few enough for the cache.
 _CHUNK_VALUES = 1 << 18
+# Rows of more values are not kept beside the weight in the order in which the search wants them.
+_KEPT_VALUES = 1 << 24
 
 
 def mse_range(
     rows: Tensor, codes: CodeRange, weights: Tensor | None = None, *, exponent: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """The range that minimises ``sum_j v_j |r_j - r~_j|^p`` of each row, among clippings of its min-max range.
+    """The range that minimises ``sum_j v_j |r_j - r~_j|^p`` of each row.
 
-    Symmetric quantizers shrink both ends together; asymmetric ones also each end by itself. Min-max itself is always
-    among the points, so the result is never worse.
+    Symmetric quantizers have the zero point 0; asymmetric ones any. Min-max itself is always among the points, so the
+    result is never worse.
 
     Args:
         rows: ``[slices, values]``, float32 or float64, finite.
@@ -50,121 +49,92 @@ def mse_range(
     Returns:
         ``(range_min, range_max)``, each ``[slices]``.
     """
-    if weights is not None:
-        largest = weights.max()
-        weights = weights / torch.where(largest > 0, largest, torch.ones_like(largest))
-    if acceleration.suits(rows, weights, exponent):
-        return acceleration.search(
-            rows,
-            codes,
-            None if weights is None else weights.to(rows.dtype),
-            exponent,
-            hopeless=_HOPELESS,
-            coarse=_COARSE,
-            one_end=_ONE_END,
-            steps=_STEPS,
-        )
-    return mse_range_by_tensors(rows, codes, weights, exponent=exponent)
+    return LeastError(rows, weights).range(codes, exponent)
 
 
-def mse_range_by_tensors(
-    rows: Tensor, codes: CodeRange, weights: Tensor | None = None, *, exponent: int = 2
-) -> tuple[Tensor, Tensor]:
-    """`mse_range` for any device and type, for weights of 1 at most: what the compiled search is measured by."""
-    per_chunk = max(1, _CHUNK_VALUES // rows.shape[1])
-    chunks = [
-        _Search(
-            rows[i : i + per_chunk],
-            codes,
-            None if weights is None else weights[i : i + per_chunk].to(rows.dtype),
-            exponent,
-        ).run()
-        for i in range(0, rows.shape[0], per_chunk)
-    ]
-    return torch.cat([low for low, _ in chunks]), torch.cat([high for _, high in chunks])
+class LeastError:
+    """Some rows, ready to be searched for the range of least error of one quantizer after another.
 
+    Args:
+        rows: ``[slices, values]``, float32 or float64, finite.
+        weights: How much each value counts, as in `mse_range`.
+    """
 
-class _Search:
-    """Shares of the min-max range of some rows, with the least error found so far."""
+    def __init__(self, rows: Tensor, weights: Tensor | None = None) -> None:
+        self._rows = rows
+        if weights is not None:
+            largest = weights.max()
+            weights = weights / torch.where(largest > 0, largest, torch.ones_like(largest))
+            weights = weights.to(rows.dtype)
+        self._weights = weights
+        self._low, self._high = torch.aminmax(rows, dim=1)
+        self._largest = torch.maximum(self._low.abs(), self._high.abs())
+        self._packed: tuple[acceleration.Packed, ...] | None = None
 
-    def __init__(self, rows: Tensor, codes: CodeRange, weights: Tensor | None, exponent: int) -> None:
-        low, high = torch.aminmax(rows, dim=1)
-        # Asymmetric ranges contain 0, and shrink towards it.
-        self.ends = (low, high) if codes.symmetric else widen_to_zero(low, high)
-        # In units of its largest magnitude a row's squares neither overflow nor vanish.
-        unit = torch.maximum(low.abs(), high.abs())
-        unit = torch.where(unit > 0, unit, torch.ones_like(unit))
-        self.rows, self.codes, self.weights, self.exponent = rows / unit[:, None], codes, weights, exponent
-        self.low, self.high = self.ends[0] / unit, self.ends[1] / unit
-        self.low_share = torch.ones_like(low)
-        self.high_share = torch.ones_like(low)
-        self.error = torch.full_like(low, torch.inf)
-        self._buffers = torch.empty_like(self.rows), torch.empty_like(self.rows)
+    def range(self, codes: CodeRange, exponent: int = 2) -> tuple[Tensor, Tensor]:
+        """See `mse_range`."""
+        compiled = acceleration.suits(self._rows, self._weights, exponent)
+        return self._ranges(codes, *(self._compiled if compiled else self._by_tensors)(codes, exponent))
 
-    def run(self) -> tuple[Tensor, Tensor]:
-        self.shrink()
-        if not self.codes.symmetric:
-            for factors in (_ONE_END, _ONE_END):
-                self.sweep(factors, low=False)
-                self.sweep(factors, high=False)
-        for step in _STEPS:
-            either_way = (1 - step, 1 + step)
-            if self.codes.symmetric:
-                self.sweep(either_way)
-            else:
-                self.sweep(either_way, low=False)
-                self.sweep(either_way, high=False)
-        return self.ends[0] * self.low_share, self.ends[1] * self.high_share
+    def range_by_tensors(self, codes: CodeRange, exponent: int = 2) -> tuple[Tensor, Tensor]:
+        """`range` for any device and type: what the compiled search is measured by."""
+        return self._ranges(codes, *self._by_tensors(codes, exponent))
 
-    def shrink(self) -> None:
-        """Shrink both ends together."""
-        hopeless = torch.zeros_like(self.error, dtype=torch.bool)
-        for share in _COARSE:
-            both = torch.full_like(self.error, share)
-            error = self.consider(both, both, hopeless)
-            hopeless |= error > _HOPELESS * self.error
-            if bool(hopeless.all()):
-                break
+    def _ranges(self, codes: CodeRange, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+        """The ends of the levels, in the unit of the rows."""
+        steps = codes.quant_max - codes.quant_min
+        unit, most = self._largest.double(), torch.finfo(self._rows.dtype).max
+        ends = (-zero_point * scale * unit, (steps - zero_point) * scale * unit)
+        low, high = (end.clamp(-most, most).to(self._rows.dtype) for end in ends)
+        return low, high
 
-    def sweep(self, factors: tuple[float, ...], *, low: bool = True, high: bool = True) -> None:
-        """Try the best shares of one or both ends times each factor."""
-        low_start, high_start = self.low_share, self.high_share
-        for factor in factors:
-            self.consider(
-                (low_start * factor).clamp(max=1) if low else low_start,
-                (high_start * factor).clamp(max=1) if high else high_start,
-            )
-
-    def consider(self, low_share: Tensor, high_share: Tensor, barred: Tensor | None = None) -> Tensor:
-        """Keep the shares where their error is less; returns the error."""
-        error = self.error_of(self.low * low_share, self.high * high_share)
-        better = error < self.error
-        if barred is not None:
-            better &= ~barred
-        self.error = torch.where(better, error, self.error)
-        self.low_share = torch.where(better, low_share, self.low_share)
-        self.high_share = torch.where(better, high_share, self.high_share)
-        return error
-
-    def error_of(self, low: Tensor, high: Tensor) -> Tensor:
-        """The error of each row, computed in steps: what is rounded is ``r / S + Z``."""
-        codes, (steps, rounded) = self.codes, self._buffers
+    def _reach(self, codes: CodeRange) -> tuple[Tensor, Tensor]:
+        """How far the min-max range reaches below and above 0, in units of a row's largest magnitude, float64."""
+        unit = torch.where(self._largest > 0, self._largest, torch.ones_like(self._largest))
+        low, high = widen_to_zero((self._low / unit).double(), (self._high / unit).double())
         if codes.symmetric:
             scale = torch.maximum(low / codes.quant_min, high / codes.quant_max)
-            scale = scale.clamp_(min=torch.finfo(scale.dtype).tiny)
-            torch.div(self.rows, scale[:, None], out=steps)
-        else:
-            scale = ((high - low) / codes.quant_max).clamp_(min=torch.finfo(low.dtype).tiny)
-            zero_point = (-low / scale).round_().clamp_(0, codes.quant_max)
-            torch.div(self.rows, scale[:, None], out=steps).add_(zero_point[:, None])
-        torch.round(steps, out=rounded).clamp_(codes.quant_min, codes.quant_max).sub_(steps)
-        return self._power_sum(rounded, steps) * scale**self.exponent
+            half = scale * ((codes.quant_max - codes.quant_min) / 2)
+            half = torch.where(half > 0, half, 1.0)
+            return half, half
+        return torch.where(self._largest > 0, -low, 1.0), high
 
-    def _power_sum(self, difference: Tensor, scratch: Tensor) -> Tensor:
-        if self.weights is None and self.exponent == 2:
-            norm: Tensor = torch.linalg.vector_norm(difference, dim=1)
-            return norm.square_()
-        power = torch.mul(difference, difference, out=scratch)
-        if self.exponent == 3:
-            power.mul_(difference.abs_())
-        return (power if self.weights is None else power.mul_(self.weights)).sum(1)
+    def _scaled(self, rows: slice) -> Tensor:
+        """Some rows in units of their largest magnitude: their squares neither overflow nor vanish."""
+        unit = self._largest[rows]
+        return self._rows[rows] / torch.where(unit > 0, unit, torch.ones_like(unit))[:, None]
+
+    def _chunks(self, values: int) -> list[slice]:
+        step = max(1, values // self._rows.shape[1])
+        return [slice(i, i + step) for i in range(0, len(self._rows), step)]
+
+    def _compiled(self, codes: CodeRange, exponent: int) -> tuple[Tensor, Tensor]:
+        below, above = self._reach(codes)
+        packed = self._packed
+        if packed is None and self._rows.numel() <= _KEPT_VALUES:
+            packed = self._packed = (self._pack(slice(None)),)
+        chunks = [slice(None)] if packed is not None else self._chunks(_KEPT_VALUES)
+        found = [
+            acceleration.search(
+                self._pack(rows) if packed is None else packed[0],
+                below[rows],
+                above[rows],
+                codes,
+                exponent,
+            )
+            for rows in chunks
+        ]
+        return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
+
+    def _pack(self, rows: slice) -> acceleration.Packed:
+        weights = None if self._weights is None else self._weights[rows]
+        return acceleration.Packed.of(self._scaled(rows), weights, width=lanes_of(self._rows.shape[1]))
+
+    def _by_tensors(self, codes: CodeRange, exponent: int) -> tuple[Tensor, Tensor]:
+        below, above = self._reach(codes)
+        found = []
+        for rows in self._chunks(_CHUNK_VALUES):
+            values = in_parts(self._scaled(rows))
+            weights = None if self._weights is None else in_parts(self._weights[rows])
+            found.append(search_by_tensors(values, weights, codes, exponent, below[rows], above[rows]))
+        return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.quant import acceleration
 from workers.quant.affine import (
     CodeRange,
     dequantize,
+    largest_level,
     quantize,
     quantize_dequantize,
     scale_and_zero_point,
@@ -55,8 +57,13 @@ def represent(
         dtype: Of the tensor: its largest number bounds the scales.
         name: The layer.
     """
-    scale, zero_point = scale_and_zero_point(*ranges, codes, largest=torch.finfo(dtype).max)
-    range_min, range_max = _represented(*ranges, scale, codes)
+    largest = torch.finfo(dtype).max
+    if acceleration.suits_values(ranges[0]):
+        found = acceleration.represent(*ranges, codes, largest_level(largest, ranges[0].dtype))
+        scale, zero_point, range_min, range_max = found
+    else:
+        scale, zero_point = scale_and_zero_point(*ranges, codes, largest=largest)
+        range_min, range_max = _represented(*ranges, scale, codes)
     return QuantizationParameters(
         layout=layout,
         codes=codes,
@@ -86,7 +93,14 @@ def apply(weight: Tensor, parameters: QuantizationParameters) -> Tensor:
     Returns:
         Same shape and type, contiguous, new storage, no gradient; equals `dequantize_codes` of `quantize_codes`.
     """
-    values = weight.to(parameters.scale.dtype)
+    values = weight.detach().to(parameters.scale.dtype)
+    if acceleration.suits_values(values):
+        return _apply_compiled(values, parameters).to(weight.dtype)
+    return apply_by_tensors(values, parameters).to(weight.dtype)
+
+
+def apply_by_tensors(values: Tensor, parameters: QuantizationParameters) -> Tensor:
+    """`apply` for values of the type of the parameters, on any device."""
     scales, zero_points = _per_block(parameters)
     blocks = [
         quantize_dequantize(block, scale, zero_point, parameters.codes)
@@ -94,7 +108,23 @@ def apply(weight: Tensor, parameters: QuantizationParameters) -> Tensor:
             parameters.layout.blocks(values), scales, zero_points, strict=True
         )
     ]
-    return _offset(parameters.layout.restore(blocks), parameters).to(weight.dtype)
+    return _offset(parameters.layout.restore(blocks), parameters)
+
+
+def _apply_compiled(values: Tensor, parameters: QuantizationParameters) -> Tensor:
+    layout, offset = parameters.layout, parameters.offset
+    # One value for each run (it is the channel) is added on the way, others by tensors.
+    by_run = None if offset is None or offset.numel() != layout.runs else offset.reshape(-1)
+    rows = acceleration.quantize_dequantize_rows(
+        layout.rows(values),
+        parameters.scale.reshape(layout.runs, layout.groups),
+        parameters.zero_point.reshape(layout.runs, layout.groups),
+        offset=by_run,
+        slice_size=layout.group_size,
+        codes=parameters.codes,
+    )
+    result = layout.restore([rows])
+    return result if by_run is not None else _offset(result, parameters)
 
 
 @torch.no_grad()

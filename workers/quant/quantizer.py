@@ -8,7 +8,7 @@ from torch import Tensor
 
 from workers.contracts import Candidate, Granularity, RangeMethod, Rounding
 from workers.quant.affine import CodeRange, compute_dtype, require_finite
-from workers.quant.correction import mean_correction
+from workers.quant.correction import corrected
 from workers.quant.fake_quantize import (
     QuantizationParameters,
     apply,
@@ -57,6 +57,8 @@ class WeightQuantizer:
         self.values = weight.detach().to(compute_dtype(weight.dtype))
         require_finite(self.values, name)
         self._cut: tuple[Granularity, SliceLayout, list[RangeChooser]] | None = None
+        self._last: tuple[Candidate, QuantizationParameters] | None = None
+        self._weighted_cut: tuple[Granularity, list[RangeChooser]] | None = None
 
     @torch.no_grad()
     def parameters(self, candidate: Candidate) -> QuantizationParameters:
@@ -65,27 +67,32 @@ class WeightQuantizer:
         Raises:
             RequestRefused: The weight is empty, an axis does not exist, or the scheme needs inputs that are not there.
         """
-        scheme = candidate.scheme
-        layout, choosers = self._slices(scheme.granularity)
-        if scheme.range_method is RangeMethod.WEIGHTED_MSE:
+        # Neither correction nor rounding moves the range.
+        scheme = replace(candidate.scheme, corrected=False, rounding=Rounding.NEAREST)
+        plain = replace(candidate, scheme=scheme, activation_bits=None)
+        if self._last is None or self._last[0] != plain:
+            self._last = plain, self._represent(plain)
+        if not candidate.scheme.corrected:
+            return self._last[1]
+        return corrected(
+            self.values,
+            self._last[1],
+            axis=self.output_channel_axis,
+            largest=torch.finfo(self.weight.dtype).max,
+        )
+
+    def _represent(self, candidate: Candidate) -> QuantizationParameters:
+        layout, choosers = self._slices(candidate.scheme.granularity)
+        if candidate.scheme.range_method is RangeMethod.WEIGHTED_MSE:
             choosers = self._weighted(layout, candidate)
         ranges = [chooser.range(candidate) for chooser in choosers]
-        parameters = represent(
+        return represent(
             (layout.join([low for low, _ in ranges]), layout.join([high for _, high in ranges])),
             layout,
             CodeRange.of_candidate(candidate),
             dtype=self.weight.dtype,
             name=self.name,
         )
-        if not scheme.corrected:
-            return parameters
-        offset = mean_correction(
-            self.values,
-            apply(self.values, parameters),
-            axis=self.output_channel_axis,
-            largest=torch.finfo(self.weight.dtype).max,
-        )
-        return replace(parameters, offset=offset)
 
     @torch.no_grad()
     def codes(self, candidate: Candidate, parameters: QuantizationParameters) -> Tensor:
@@ -125,11 +132,14 @@ class WeightQuantizer:
     def _weighted(self, layout: SliceLayout, candidate: Candidate) -> list[RangeChooser]:
         if self.inputs is None:
             raise needs_inputs(candidate)
-        importance = self.inputs.importance(self.weight.shape, self.name).to(self.values)
-        return [
-            RangeChooser(rows, weights)
-            for rows, weights in zip(layout.blocks(self.values), layout.blocks(importance), strict=True)
-        ]
+        if self._weighted_cut is None or self._weighted_cut[0] != candidate.scheme.granularity:
+            importance = self.inputs.importance(self.weight.shape, self.name).to(self.values)
+            choosers = [
+                RangeChooser(rows, weights)
+                for rows, weights in zip(layout.blocks(self.values), layout.blocks(importance), strict=True)
+            ]
+            self._weighted_cut = candidate.scheme.granularity, choosers
+        return self._weighted_cut[1]
 
 
 def quantization_parameters(  # noqa: PLR0913 - what a quantized weight depends on

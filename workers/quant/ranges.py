@@ -4,18 +4,17 @@ All functions take rows ``[slices, values]`` and give one range per row, vectori
 `clipping_mse` and `clipping_kl`.
 """
 
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workers.contracts import Candidate, RangeMethod, Rounding
+from workers.contracts import Candidate, RangeMethod
 from workers.errors import RequestRefused
 from workers.quant.affine import CodeRange
 from workers.quant.clipping_kl import Histograms
-from workers.quant.clipping_mse import mse_range
+from workers.quant.clipping_mse import LeastError
 
 
 class RangeChooser:
@@ -30,7 +29,6 @@ class RangeChooser:
     def __init__(self, rows: Tensor, importance: Tensor | None = None) -> None:
         self.rows = rows
         self.importance = importance
-        self._last: tuple[Candidate, tuple[Tensor, Tensor]] | None = None
 
     def range(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         """The range of each row by the candidate's method.
@@ -41,14 +39,6 @@ class RangeChooser:
         Raises:
             RequestRefused: The method needs the values' importance.
         """
-        # What does not move the range does not find it again.
-        scheme = replace(candidate.scheme, corrected=False, rounding=Rounding.NEAREST)
-        plain = replace(candidate, scheme=scheme, activation_bits=None)
-        if self._last is None or self._last[0] != plain:
-            self._last = plain, self._find(candidate)
-        return self._last[1]
-
-    def _find(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
         codes = CodeRange.of_candidate(candidate)
         match candidate.scheme.range_method:
             case RangeMethod.MINMAX:
@@ -58,13 +48,13 @@ class RangeChooser:
             case RangeMethod.KL:
                 return self._histograms.range(codes)
             case RangeMethod.MSE:
-                return mse_range(self.rows, codes)
+                return self._least_error.range(codes)
             case RangeMethod.L3:
-                return mse_range(self.rows, codes, exponent=3)
+                return self._least_error.range(codes, exponent=3)
             case RangeMethod.WEIGHTED_MSE:
                 if self.importance is None:
                     raise needs_inputs(candidate)
-                return mse_range(self.rows, codes, self.importance)
+                return self._weighted_error.range(codes)
 
     @cached_property
     def _minmax(self) -> tuple[Tensor, Tensor]:
@@ -73,6 +63,14 @@ class RangeChooser:
     @cached_property
     def _ordered(self) -> Tensor:
         return _ascending(self.rows)
+
+    @cached_property
+    def _least_error(self) -> LeastError:
+        return LeastError(self.rows)
+
+    @cached_property
+    def _weighted_error(self) -> LeastError:
+        return LeastError(self.rows, self.importance)
 
     @cached_property
     def _histograms(self) -> Histograms:

@@ -89,7 +89,7 @@ class SliceLayout:
         return self.run_length // self.group_size
 
     def blocks(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """Cut a tensor of this shape.
+        """Cut a tensor of this shape into slices of equal length.
 
         Args:
             tensor: Of shape ``shape``, any type.
@@ -98,6 +98,13 @@ class SliceLayout:
             ``[runs * whole groups, group_size]`` and, if the last groups are short, ``[runs, rest]``. Views where the
             storage allows it: do not write to them.
         """
+        rows = self.rows(tensor)
+        cut = self._whole * self.group_size
+        whole = rows[:, :cut].reshape(-1, self.group_size)
+        return (whole,) if cut == self.run_length else (whole, rows[:, cut:])
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """The runs of a tensor of this shape: ``[runs, run_length]``, a view where the storage allows it."""
         if tuple(tensor.shape) != self.shape:
             raise RequestRefused(
                 f"a tensor of shape {tuple(tensor.shape)} does not fit a layout for {self.shape}",
@@ -105,10 +112,7 @@ class SliceLayout:
                 list(tensor.shape),
                 list(self.shape),
             )
-        rows = tensor.permute(self.axes).reshape(self.runs, self.run_length)
-        cut = self._whole * self.group_size
-        whole = rows[:, :cut].reshape(-1, self.group_size)
-        return (whole,) if cut == self.run_length else (whole, rows[:, cut:])
+        return tensor.permute(self.axes).reshape(self.runs, self.run_length)
 
     def restore(self, blocks: Sequence[Tensor]) -> Tensor:
         """Inverse of `blocks`: a contiguous tensor of shape ``shape``."""
