@@ -23,7 +23,7 @@ from app.datasets import service as datasets
 from app.db import Database, get_database
 from app.dispatch import dispatcher
 from app.dispatch.local_engine import LocalEngine
-from app.dispatch.shard import run_task
+from app.dispatch.shard import preload, run_task
 from app.dispatch.supervisor import MAX_DEFAULT_WORKERS
 from app.errors import InvalidRequest
 from app.jobs import service as jobs
@@ -166,6 +166,7 @@ class Engine:
             self._settings.model_dump(mode="json"),
             processes=self._settings.workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS),
             threads=self._settings.worker_threads,
+            prepare=preload,
         )
         self._handle = dispatcher.start(self._settings, engine)
 

@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -17,6 +18,10 @@ from app.errors import EngineUnavailable
 MAX_STILLBORN = 5
 """How many processes may die, one after the other, before they have come up."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+Prepare = Callable[[int], None]
+"""Told how many threads a process computes with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +49,21 @@ class LocalEngine:
         settings_values: Handed to the function.
         processes: How many.
         threads: Threads of computation in each process.
+        prepare: Importable by name; called in each process before its first task, with the threads: what takes time once
+            is then done before anybody waits for it.
     """
 
     def __init__(
-        self, function: TaskFunction, settings_values: dict[str, Any], *, processes: int = 1, threads: int = 1
+        self,
+        function: TaskFunction,
+        settings_values: dict[str, Any],
+        *,
+        processes: int = 1,
+        threads: int = 1,
+        prepare: Prepare | None = None,
     ) -> None:
         self._context = multiprocessing.get_context("spawn")
-        self._arguments = (function, settings_values, threads)
+        self._arguments = (function, settings_values, threads, prepare)
         self._lock = threading.Lock()
         self._reports: dict[str, Report] = {}
         self._queue: deque[_Work] = deque()
@@ -188,7 +201,11 @@ class LocalEngine:
 
 
 def _serve(
-    connection: Connection, function: TaskFunction, settings_values: dict[str, Any], threads: int
+    connection: Connection,
+    function: TaskFunction,
+    settings_values: dict[str, Any],
+    threads: int,
+    prepare: Prepare | None,
 ) -> None:
     """What a process does: run what it is sent, one after the other, for as long as its parent lives."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -196,6 +213,9 @@ def _serve(
         os.environ[variable] = str(threads)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     connection.send(None)
+    if prepare is not None:
+        with suppress(Exception):  # if something is missing, the task that needs it says so
+            prepare(threads)
     while True:
         try:
             task_id, attempt = connection.recv()

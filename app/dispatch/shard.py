@@ -326,12 +326,14 @@ def preload(threads: int) -> None:
 
     import workers.graph.describe  # noqa: PLC0415
     import workers.intake.models  # noqa: PLC0415
+    import workers.quant.acceleration  # noqa: PLC0415
     import workers.sensitivity.engine  # noqa: PLC0415
     import workers.sensitivity.estimators.run  # noqa: PLC0415
-    import workers.verify.plan  # noqa: F401, PLC0415
+    import workers.verify.plan  # noqa: PLC0415
 
     torch.set_num_threads(threads)
     torch.empty(1, device="meta").add(1)  # the first operator without data imports hundreds of modules
+    workers.quant.acceleration.warm_up()
 
 
 def _limit_threads(settings: Settings) -> None:

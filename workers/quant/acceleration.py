@@ -41,6 +41,12 @@ def _installed() -> bool:
     return find_spec("numba") is not None
 
 
+def warm_up() -> None:
+    """Load the code that every candidate needs, and compile it if that has not been done on this machine: seconds."""
+    if _installed():
+        represent(torch.zeros(1), torch.ones(1), CodeRange.of(8, symmetric=False), 1.0)
+
+
 def represent(
     range_min: Tensor, range_max: Tensor, codes: CodeRange, largest: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -158,6 +158,20 @@ def test_a_local_engine_replaces_what_dies_and_says_so_when_it_cannot(tmp_path):
         engine.submit("late/0", task_id="late", attempt=0, priority=0)
 
 
+def test_a_local_engine_prepares_each_process_before_its_first_task(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREPARED_IN", str(tmp_path))
+    engine = LocalEngine(
+        engine_tasks.run, {"folder": str(tmp_path)}, processes=2, threads=3, prepare=engine_tasks.prepare
+    )
+    try:
+        engine.submit("ok/0", task_id="ok", attempt=0, priority=0)
+        wait_until(lambda: engine.status("ok/0").phase is Phase.FINISHED)
+        expected = {f"prepared-{pid}": "3" for pid in engine.process_ids}
+        wait_until(lambda: {path.name: path.read_text() for path in tmp_path.glob("prepared-*")} == expected)
+    finally:
+        engine.close()
+
+
 def test_a_local_engine_whose_processes_never_come_up_fails_its_tasks(tmp_path):
     engine = LocalEngine(engine_tasks.NoSuchThing(), {"folder": str(tmp_path)}, processes=1)
     try:
