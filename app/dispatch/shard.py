@@ -15,6 +15,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+import numpy as np
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -42,6 +43,7 @@ from app.models import TaskKind
 from app.plans.rounds import further_entries, measure_further
 from app.plans.service import draft_job, store_job_plans
 from app.settings import Settings
+from solver import Problem, solve
 from workers.contracts import (
     Entry,
     Measured,
@@ -334,6 +336,7 @@ def preload(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.empty(1, device="meta").add(1)  # the first operator without data imports hundreds of modules
     workers.quant.acceleration.warm_up()
+    solve(Problem.from_arrays(np.ones((1, 1)), np.ones((1, 1), np.int64), budget=1))
 
 
 def _limit_threads(settings: Settings) -> None:

@@ -1,11 +1,16 @@
 """What a job needs measured, cut into shards."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.jobs.keys import SampleChoice, entry_key
 from workers.contracts import Candidate, ComputeDtype, Metric, ModelDescription
 from workers.sensitivity.sharding import plan_shards, work
+
+LEAST_SHARD_PASSES = 3.0
+"""Float passes over its samples that a shard is worth at least: each begins with passes of its own, over the prefixes of its
+units, and where the float outputs are not known yet one for those."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,9 @@ def plan_entries(
     source: Source,
     shards: int,
 ) -> list[list[PlannedEntry]]:
-    """Entries in execution order, in at most ``shards`` contiguous runs of about equal work, one per unit at most.
+    """Entries in execution order, in at most ``shards`` contiguous runs of about equal work.
+
+    No more than there are units, nor than are worth `LEAST_SHARD_PASSES` each.
 
     Args:
         description: The model.
@@ -52,6 +59,7 @@ def plan_entries(
         shards: Number of runs at most.
     """
     units = len({unit for unit, _ in wanted})
+    worth = int(math.fsum(work(description, wanted)) / LEAST_SHARD_PASSES)
     start, stop = block
     part = (stop - start) / source.choice.used
     return [
@@ -78,5 +86,5 @@ def plan_entries(
             )
             for (unit, candidate), share in zip(shard, work(description, shard), strict=True)
         ]
-        for shard in plan_shards(description, wanted, max(min(shards, units), 1))
+        for shard in plan_shards(description, wanted, max(min(shards, units, worth), 1))
     ]

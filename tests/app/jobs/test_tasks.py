@@ -1,5 +1,6 @@
 """What jobs offer, how samples are cut into blocks, what probes depend on, and the tasks that follow from it."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,28 @@ def test_a_job_begins_with_its_probes_or_with_all_its_entries(world):
     assert {t.kind for t in queued} == {TaskKind.MEASURE}
     assert len(entries) == 4 * 6 * 2
     assert {(e.block_start, e.block_stop) for e in entries} == {(0, 40)}
+
+
+def test_shards_are_worth_what_each_begins_with(world):
+    """Many entries are cut for all workers, few stay together: a shard first runs the prefixes of its units."""
+    world.settings = world.settings.model_copy(update={"workers": 3})
+    units = ("stem.weight", "q.weight", "k.weight", "head.weight")
+    every = [(unit, bits) for unit in units for bits in range(2, 9)]
+    for wanted in (every, every[:7], every[-1:]):
+        job = world.job(metric="auto")
+        world.estimate(job)
+        candidates = [(unit, Candidate.parse(f"{bits}:channel-asymmetric")) for unit, bits in wanted]
+        with world.database.write() as session:
+            session.get_one(Job, job.id).stage = Stage.SOLVE
+            measure_further(session, job.id, {(0, 10): candidates}, world.settings)
+        _, entries = rows(world, job)
+        shards = Counter()
+        for entry in entries:
+            shards[entry.task_id] += entry.work * 40 / 10  # a quarter of the samples
+        passes = sum(shards.values())
+        assert len(shards) == max(
+            min(int(passes / 3), tasks.SHARDS_PER_WORKER * 3, len({u for u, _ in wanted})), 1
+        )
 
 
 def test_further_shards_and_entries_go_on_counting(world):
