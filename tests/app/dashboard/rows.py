@@ -110,7 +110,13 @@ def _store_dataset(session: Session, described: dict[str, Any], unique: str) -> 
 
 def _store_entries(session: Session, job: Job, document: Document, model_sha256: str) -> None:
     """All the entries the job needs, and the measurements the document has."""
-    task = Task(id=new_id("tsk"), kind=TaskKind.MEASURE, job_id=job.id, state=TaskState.RUNNING)
+    task = Task(
+        id=new_id("tsk"),
+        kind=TaskKind.MEASURE,
+        job_id=job.id,
+        state=TaskState.RUNNING,
+        started_at=job.started_at,
+    )
     session.add(task)
     session.flush()
     measured = {(e["unit"], e["bits"]): e for e in document["sensitivities"]}
