@@ -403,7 +403,7 @@ def test_a_job_that_estimates_shows_its_probes_first_and_then_the_entries_it_ask
     with world.database.read() as session:
         query = select(JobEntry.work).where(JobEntry.job_id == job_.id).order_by(JobEntry.ordinal)
         work = session.scalars(query).all()
-    found = look(50)
+    found = look()
     assert (found.stage, found.done, found.total, found.unit) == (Stage.MEASURE, 3, 4, "entries")
     assert found.fraction == pytest.approx(sum(work[:3]) / sum(work))
     assert found.eta_seconds == pytest.approx(0.5 * work[3] / work[2])
