@@ -15,7 +15,7 @@ from app.jobs import tasks
 from app.jobs.entries import Source
 from app.jobs.offer import Offer
 from app.kit.ids import content_sha256
-from app.models import Job, JobEntry, ProbeResult
+from app.models import Dataset, Job, JobEntry, ProbeResult
 from app.plans.allowance import Allowance, allowance_of, probe_passes
 from app.plans.planner import Search, candidate_name
 from app.plans.refinement import MIN_SAMPLES, End, Positions
@@ -147,6 +147,7 @@ def refinement_of(session: Session, job_id: str, ordinal: int) -> Refinement:
         for i, unit in enumerate(problem.units)
         for k in range(int(problem.counts[i]))
     )
+    dataset = session.get_one(Dataset, job.dataset_id)
     spent = session.scalar(select(func.sum(JobEntry.work)).where(JobEntry.job_id == job.id)) or 0.0
     return Refinement(
         job_id=job.id,
@@ -161,6 +162,7 @@ def refinement_of(session: Session, job_id: str, ordinal: int) -> Refinement:
             ordinal=ordinal,
             entries=spent,
             samples=source.choice.used,
+            shapes={name: tensor["shape"] for name, tensor in dataset.tensors.items()},
             first_step=probe_passes(PROBES + 1) + MEASURED_FIRST,
         ),
     )

@@ -6,19 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.plans.allowance import LEAST_OPERATIONS, SHARE, Allowance, allowance_of, probe_passes
+from app.plans.allowance import (
+    LEAST_OPERATIONS,
+    SHARE,
+    Allowance,
+    allowance_of,
+    free_positions,
+    probe_passes,
+)
 from app.plans.refinement import End
+from workers.contracts import InputInfo
 
 STEP = 24.0
 
 
-def allowed(ordinal=0, *, budgets=1, entries=0.0, samples=16, macs=10**15, **request):
+def allowed(ordinal=0, *, budgets=1, entries=0.0, samples=16, macs=10**15, tokens=None, **request):
     return allowance_of(
         {"budgets": ["4 bits"] * budgets} | request,
-        SimpleNamespace(units=[SimpleNamespace(macs=macs), SimpleNamespace(macs=0)]),
+        SimpleNamespace(
+            units=[SimpleNamespace(macs=macs), SimpleNamespace(macs=0)],
+            inputs=[InputInfo(name="ids", dtype="int64", shape=(None, None if tokens else 1))],
+        ),
         ordinal=ordinal,
         entries=entries,
         samples=samples,
+        shapes={"ids": (2 * samples, tokens or 1)},
         first_step=STEP,
     )
 
@@ -37,11 +49,27 @@ def test_budgets_share_what_the_job_may_take(budgets, entries, probes):
         assert all(passes >= STEP or passes < 1e-9 for passes in each)
 
 
-def test_smollm2_has_a_step_and_not_two():
-    """What two jobs of SmolLM2-135M at one budget took: 45 and 51 passes for entries, four probes."""
+@pytest.mark.parametrize(("macs", "tokens"), [(34_426_847_232, None), (134_479_872, 256)])
+def test_smollm2_has_a_step_and_not_two(macs, tokens):
+    """What two jobs of SmolLM2-135M at one budget took: 45 and 51 passes for entries, four probes.
+
+    As a file for windows of 256 tokens, and as a folder, whose operations are counted for one token.
+    """
     for entries, samples in ((45.1, 12), (50.6, 16)):
-        passes = allowed(entries=entries, samples=samples, macs=34_426_847_232, probes=4).passes
+        passes = allowed(entries=entries, samples=samples, macs=macs, tokens=tokens, probes=4).passes
         assert STEP + 3 <= passes < STEP + 23
+
+
+def test_positions_are_those_along_open_axes():
+    def info(name, *shape):
+        return InputInfo(name=name, dtype="int64", shape=shape)
+
+    shapes = {"text": [9, 40], "answer": [9, 7], "image": [9, 3, 8, 6], "labels": [9, 40]}
+    assert free_positions([info("text", None, None), info("answer", None, None)], shapes) == 40
+    assert free_positions([info("text", None, 40), info("answer", None, None)], shapes) == 7
+    assert free_positions([info("image", None, 3, None, None)], shapes) == 48
+    assert free_positions([info("image", None, 3, 8, 6)], shapes) == 1
+    assert free_positions([], shapes) == 1
 
 
 @given(st.integers(1, 10**12), st.integers(1, 1000))
