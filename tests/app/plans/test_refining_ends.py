@@ -1,0 +1,149 @@
+"""Measuring again around a plan: what it may take, and why it ends."""
+
+import pytest
+from sqlalchemy import select
+
+import app.plans.allowance
+import app.plans.refining
+from app.models import (
+    Plan,
+    PlanRole,
+    Task,
+    TaskKind,
+    TaskState,
+    TrialPart,
+)
+from app.plans.refinement import End
+from workers.errors import MeasurementFailed
+
+from .played import allow, at_once, entries, in_turn, refined, run, told, trials
+
+
+@pytest.mark.parametrize("workers", [in_turn, at_once])
+def test_a_model_that_cannot_be_differentiated_keeps_the_plans_it_has(world, refining, nature, look, workers):
+    job = refining()
+
+    def fail():
+        raise MeasurementFailed(
+            "no derivative of operator floor", "floor", "floor", "operators with a derivative"
+        )
+
+    nature.before_probe = fail
+    run(world, job, workers)
+    assert refined(look, job) == []
+    assert {t.state for t in look(Task, job) if t.kind is TaskKind.REFINE} == {TaskState.DONE}
+    assert told(look, job)["ended"] == End.FAILED
+    assert "no derivative of operator floor" in told(look, job)["problem"]
+    if workers is in_turn:
+        assert nature.measured == [], "others stop when one has failed"
+
+
+def test_an_error_later_on_keeps_the_steps_that_were_taken(world, refining, nature, look):
+    job = refining()
+
+    def fail_later():
+        if trials(look, job):
+            raise MeasurementFailed("not finite", "output", "nan", "finite outputs")
+
+    nature.before_probe = fail_later
+    run(world, job)
+    (plan,) = refined(look, job)
+    assert plan.choices == trials(look, job)[0].choices
+    assert told(look, job)["ended"] == End.FAILED
+
+
+def test_passes_that_the_job_may_not_spend_are_not_spent(world, refining, nature, look):
+    job = refining()
+    allow(world, job, max_passes=1e-6)
+    run(world, job)
+    assert nature.probed == nature.measured == []
+    assert told(look, job)["ended"] == End.MAX_PASSES
+
+
+@pytest.mark.parametrize(("more", "steps"), [(3.9, 0), (4.1, 1), (6.9, 1), (7.1, 2)])
+def test_the_first_step_measures_four_passes_and_the_next_three(world, refining, nature, look, more, steps):
+    nature.noise = 5.0  # no step helps: two are tried, if they may be
+    job = refining()
+    allow(world, job, max_passes=entries(world, job) + more)
+    run(world, job)
+    assert len(trials(look, job)) == steps
+    assert told(look, job)["ended"] == (End.NO_GAIN if steps == 2 else End.MAX_PASSES)
+
+
+@pytest.mark.parametrize("share", [0, 23, 25, 26, 28, 60])
+def test_refining_takes_no_more_than_its_share_of_what_costs_took(
+    world, refining, nature, look, monkeypatch, share
+):
+    monkeypatch.setattr(app.plans.allowance, "LEAST_OPERATIONS", 0.0)
+    job = refining()
+    monkeypatch.setattr(app.plans.allowance, "SHARE", (share + 1e-9) / entries(world, job))
+    run(world, job)
+    parts = look(TrialPart, job)
+    spent = sum(p.work for p in parts)
+    assert spent <= share + 1e-6
+    refinement = told(look, job)
+    assert refinement["passes"] == pytest.approx(spent)
+    assert refinement["allowed_passes"] == pytest.approx(share, abs=1e-6)
+    if refinement["ended"] == End.PASSES:
+        fresh = not trials(look, job) or trials(look, job)[-1].outcome["accepted"]
+        next_step = (20 if fresh else 0) + (3 if trials(look, job) else 4)
+        assert spent + next_step > share
+    else:
+        assert share == 60
+    probed = sum(r.block.stop - r.block.start for r in nature.probed) / 40
+    measured = sum(len(p.positions) for parts in nature.measured for p in parts) / 40
+    assert 5 * 4.0 * probed + measured <= spent + 1e-6, "what was done is no more than what was reckoned"
+
+
+def test_short_passes_are_not_counted(world, refining, nature, look, monkeypatch):
+    """A small model may take as many operations as nobody has to wait for, whatever its costs took."""
+    operations = 40 * (9000 + 512 + 256 + 640)
+    monkeypatch.setattr(app.plans.allowance, "SHARE", 0.0)
+    monkeypatch.setattr(app.plans.allowance, "LEAST_OPERATIONS", 24.5 * operations)
+    job = refining()
+    run(world, job)
+    assert len(trials(look, job)) == 1
+    assert told(look, job)["allowed_passes"] == pytest.approx(24.5)
+
+
+def test_more_candidates_than_can_be_solved_with_interactions_are_left_alone(
+    world, refining, nature, look, monkeypatch
+):
+    job = refining()
+    monkeypatch.setattr(app.plans.refining, "MOST_CELLS", 15)  # four units have sixteen
+    run(world, job)
+    assert nature.probed == nature.measured == []
+    assert told(look, job)["ended"] == End.MANY_CANDIDATES
+
+
+def test_a_budget_without_a_plan_has_nothing_to_look_around(world, refining, nature, look):
+    job = refining()
+    with world.database.write() as session:
+        query = select(Plan).where(Plan.job_id == job.id, Plan.role == PlanRole.REQUESTED)
+        session.scalars(query).one().choices = {}
+    run(world, job)
+    assert nature.probed == nature.measured == []
+    assert not refined(look, job)
+    assert told(look, job) is None
+
+
+def test_few_samples_tell_nothing(world, refining, nature, look):
+    job = refining(samples=7)
+    run(world, job)
+    assert nature.probed == []
+    assert told(look, job)["ended"] == End.FEW_SAMPLES
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"refine_rounds": 0},
+        {"limits": {"bit_operations": "100M"}},
+        {"activation_candidates": [8]},
+        {"metric": "fisher"},
+    ],
+    ids=str,
+)
+def test_jobs_that_cannot_be_refined_do_not_ask_for_it(world, values):
+    assert "refine_rounds" not in world.job(**values).request
+    assert world.job(metric="auto").request["refine_rounds"] == 3
