@@ -160,14 +160,20 @@ def test_a_local_engine_replaces_what_dies_and_says_so_when_it_cannot(tmp_path):
 
 def test_a_local_engine_prepares_each_process_before_its_first_task(tmp_path, monkeypatch):
     monkeypatch.setenv("PREPARED_IN", str(tmp_path))
+
+    def notes():
+        return {path.name: path.read_text() for path in tmp_path.glob("prepared-*")}
+
     engine = LocalEngine(
         engine_tasks.run, {"folder": str(tmp_path)}, processes=2, threads=3, prepare=engine_tasks.prepare
     )
     try:
         engine.submit("ok/0", task_id="ok", attempt=0, priority=0)
         wait_until(lambda: engine.status("ok/0").phase is Phase.FINISHED)
+        assert notes(), "whoever ran the task had prepared before"
         expected = {f"prepared-{pid}": "3" for pid in engine.process_ids}
-        wait_until(lambda: {path.name: path.read_text() for path in tmp_path.glob("prepared-*")} == expected)
+        wait_until(lambda: len(notes()) == 2 and all(notes().values()))
+        assert notes() == expected
     finally:
         engine.close()
 

@@ -7,7 +7,7 @@ from app.jobs.keys import SampleChoice, entry_key, probe_key
 from app.jobs.outputs import with_output_first
 from app.jobs.tasks import source_of
 from app.models import Job, Model
-from tests.app.conftest import description
+from tests.app.world import description
 from workers.contracts import Candidate, ComputeDtype, Metric, ModelDescription, Scheme
 from workers.mixtures import mixture_text, parse_mixture
 

@@ -4,7 +4,7 @@ import pytest
 
 from app.jobs.offer import MENUS, offer_of, unit_menu
 from app.models import Job
-from tests.app.conftest import description, unit
+from tests.app.world import description, unit
 from workers.contracts import ModelDescription, PerGroup, RangeMethod
 from workers.menus import Target, menu, offered_bits, short_menu
 

@@ -13,7 +13,7 @@ from app.plans import service
 from app.plans.frontier import MOST_POINTS, best_costs, together
 from app.plans.planner import Cell, FrontierPoint, prepare
 from app.plans.spec import BudgetCounts, PlanSpec
-from tests.app.conftest import description, unit
+from tests.app.world import description, unit
 from workers.contracts import ModelDescription
 
 WIDTHS = (2, 3, 4, 8)

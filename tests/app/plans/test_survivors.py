@@ -10,7 +10,7 @@ from app.plans.planner import Cell, prepare
 from app.plans.spec import PlanSpec
 from app.sensitivities.knowledge import Sensitivity, Source
 from app.sensitivities.survivors import SURE, survivors
-from tests.app.conftest import description, unit
+from tests.app.world import description, unit
 from workers.contracts import ModelDescription
 
 SCHEMES = ("channel-symmetric", "channel-asymmetric", "channel-asymmetric-mse", "group:32-asymmetric")
