@@ -1,6 +1,7 @@
 """Exported models for the reader's tests."""
 
 import json
+import shutil
 import tracemalloc
 import warnings
 import zipfile
@@ -201,3 +202,19 @@ def refused():
         return caught.value
 
     return check
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A small BERT as a Hugging Face folder."""
+    from .families import save  # brings transformers
+
+    folder = tmp_path_factory.mktemp("bert")
+    save("BertModel", folder)
+    return folder
+
+
+@pytest.fixture
+def copy(bert, tmp_path):
+    """A copy of that folder, free to be changed."""
+    return Path(shutil.copytree(bert, tmp_path / "bert"))
