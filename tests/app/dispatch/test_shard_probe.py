@@ -167,6 +167,23 @@ def test_whoever_takes_over_estimates_only_the_parts_that_are_missing(
     assert len(results(bench)) == 4
 
 
+def test_only_neighbours_are_estimated_together(bench, probing, estimating, monkeypatch):
+    """Two parts are missing, with one between them that is there: a block of samples has no holes."""
+    monkeypatch.setattr(workers.sensitivity.estimators.run, "batch_size_of", lambda _: 32)
+    estimating.tell_samples = True
+    _, (task_id,) = probing(tasks=1, seed=3)
+    assert bench.run(task_id) == DONE
+    expected = {r.key: r.values for r in results(bench)}
+    first, _, third, _ = (r.key for r in results(bench))
+    with bench.database.write() as session:
+        for key in (first, third):
+            session.delete(session.get_one(ProbeResult, key))
+    bench.set(Task, task_id, state=TaskState.RUNNING, attempt=1)
+    assert bench.run(task_id, 1) == DONE
+    assert [(r.block.start, r.block.stop) for r in estimating.requests[1:]] == [(0, 2), (4, 6)]
+    assert {r.key: r.values for r in results(bench)} == expected
+
+
 def test_two_tasks_share_the_parts(bench, probing, estimating, monkeypatch):
     monkeypatch.setattr(workers.sensitivity.estimators.run, "batch_size_of", lambda _: 32)
     _, ids = probing(tasks=2)
