@@ -6,7 +6,20 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.db import get_database
-from app.models import Job, JobEntry, JobState, Measurement, Plan, Stage, utc_now
+from app.models import (
+    Job,
+    JobEntry,
+    JobState,
+    Measurement,
+    PartKind,
+    Plan,
+    Stage,
+    Task,
+    TaskKind,
+    TaskState,
+    TrialPart,
+    utc_now,
+)
 from app.report.quantities import number, size
 from app.settings import Settings
 from tests.app.dashboard import rows, samples
@@ -214,6 +227,32 @@ def test_a_job_that_estimates_goes_through_one_more_stage_and_may_measure_again(
         page.get_by_role("heading", name=heading).wait_for()
         assert shown.text_content() == step
     assert page.locator(".steps li").all_text_contents() == ["Estimate", "Measure", "Solve", "Verify"]
+
+
+def test_steps_around_plans_are_told_as_they_go(visit, database, document):
+    job = begin(database, document, 96, "around")
+    budget = document["settings"]["budgets"][0]
+
+    def finish_part(place):
+        with database.write() as session:
+            session.get_one(Task, f"tsk_around_{place}").state = TaskState.DONE
+
+    with database.write() as session:
+        row = session.get_one(Job, job)
+        row.stage, row.request = Stage.VERIFY, row.request | {"refine_rounds": 3}
+        for place in range(3):
+            task = Task(id=f"tsk_around_{place}", kind=TaskKind.REFINE, job_id=job, state=TaskState.RUNNING)
+            session.add(task)
+            session.flush()
+            part = TrialPart(job_id=job, ordinal=0, number=0, kind=PartKind.PROBE, place=place)
+            part.task_id, part.work = task.id, 5.0
+            session.add(part)
+    page = visit(f"/jobs/{job}")
+    page.get_by_role("heading", name="Looking around the plans").wait_for()
+    assert page.locator(".steps [aria-current]").text_content() == "Refine"
+    page.get_by_text(f"0 of 3 parts: step 1 around the plan of {budget}, 0 of 3 parts").wait_for()
+    finish_part(1)
+    page.get_by_text(f"1 of 3 parts: step 1 around the plan of {budget}, 1 of 3 parts").wait_for()
 
 
 def test_cancelling_asks_first_and_then_cancels(visit, database, document):

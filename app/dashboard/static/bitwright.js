@@ -156,7 +156,7 @@
     const since = (performance.now() - told.at) / 1000;
     card.querySelector("progress").value = fraction;
     card.querySelector("[data-done]").textContent = `${done} of ${total} ${unit}`;
-    card.querySelector("[data-detail]").textContent = detail ?? "";
+    card.querySelector("[data-detail]").textContent = detail ? `: ${detail}` : "";
     card.querySelector("[data-fraction]").textContent = `${Math.floor(100 * fraction)}\u2009%`;
     card.querySelector("[data-eta]").textContent =
       eta === null ? "estimating the time left" : eta - since < 1 ? "nearly there" : `about ${duration(eta - since)} left`;

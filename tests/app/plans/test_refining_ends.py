@@ -6,6 +6,7 @@ from sqlalchemy import select
 import app.plans.allowance
 import app.plans.refining
 from app.models import (
+    Model,
     Plan,
     PlanRole,
     Task,
@@ -104,6 +105,20 @@ def test_short_passes_are_not_counted(world, refining, nature, look, monkeypatch
     run(world, job)
     assert len(trials(look, job)) == 1
     assert told(look, job)["allowed_passes"] == pytest.approx(24.5)
+
+
+def test_operations_are_those_of_whole_samples(world, refining, nature, look, monkeypatch):
+    """A model is described with one position along the axes that it leaves open; the data have three channels there."""
+    monkeypatch.setattr(app.plans.allowance, "SHARE", 0.0)
+    monkeypatch.setattr(app.plans.allowance, "LEAST_OPERATIONS", 60 * 40 * (9000 + 512 + 256 + 640))
+    job = refining()
+    with world.database.write() as session:
+        model = session.get_one(Model, job.model_id)
+        (inputs,) = model.description["inputs"]
+        opened = inputs | {"shape": [None, None, *inputs["shape"][2:]]}
+        model.description = model.description | {"inputs": [opened]}
+    run(world, job)
+    assert told(look, job)["allowed_passes"] == pytest.approx(60 / 3)
 
 
 def test_more_candidates_than_can_be_solved_with_interactions_are_left_alone(
