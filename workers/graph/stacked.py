@@ -104,7 +104,7 @@ class Variants:
         }
         self._clock = clock
         self.comparisons: dict[int, Comparison] = {}
-        """By place, of the steps that were run in that mode."""
+        """By place, of the steps that were run in that mode and see the change through others alone."""
 
     def run(self, stretches: Sequence[Stretch]) -> Iterator[Environment]:
         """Run all steps.
@@ -143,7 +143,7 @@ class Variants:
                 if stretch.mode is Mode.TOGETHER:
                     self._joined[self._node(place)] = self._run_together(place)
                 else:
-                    self.comparisons[place] = self._compare(place)
+                    self._compare(place)
                 self._free(place)
         first = self._program.first_output
         for variant, environment in enumerate(self._environments):
@@ -174,12 +174,19 @@ class Variants:
     def _run_together(self, place: int) -> Any:
         return call(self._program.steps[self._reach.affected.indices[place]], self._value_of_all)
 
-    def _compare(self, place: int) -> Comparison:
+    def _compare(self, place: int) -> None:
         started = self._clock()
         results = [self._run_apart(place, variant) for variant in range(len(self._overrides))]
         apart = self._clock() - started
+        # What sees the change first-hand is never run in one call, and says nothing of units that do not change it.
+        if self._reach.affected.indices[place] not in self._reach.seeds:
+            self.comparisons[place] = self._compared(place, results, apart)
+
+    def _compared(self, place: int, results: Sequence[Any], apart: float) -> Comparison:
+        """A step in one call for all variants, against their results in one for each."""
         try:
-            self._require_common_step(place)
+            if not self._has_samples(self._node(place)):
+                return IMPOSSIBLE
             started = self._clock()
             for source in self._node(place).all_input_nodes:
                 self._value_of_all(source)
@@ -193,14 +200,6 @@ class Variants:
             joining=joined - started,
             equal=_alike(result, results),
         )
-
-    def _require_common_step(self, place: int) -> None:
-        """A step that can be run in one call sees no change first-hand, and has its samples along axis 0."""
-        node = self._node(place)
-        if self._reach.affected.indices[place] in self._reach.seeds:
-            raise _unsuitable(node, "sees the change first-hand")
-        if not self._has_samples(node):
-            raise _unsuitable(node, "has no axis of the samples")
 
     def _value(self, node: Node, variant: int) -> Any:
         """A value as one variant sees it."""

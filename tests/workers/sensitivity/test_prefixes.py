@@ -50,6 +50,17 @@ def test_memory_is_counted_right_at_every_cut(make_case, block):
     assert prefixes.peak_bytes > 0
 
 
+def test_batches_that_do_not_fit_are_not_tried_one_by_one(make_case, count_steps):
+    """Of equal batches one tells for all: the others are not run to every cut only to be dropped."""
+    case = make_case(Branches, samples=9)
+    setup = prepare(case.request(metric=Metric.MSE, batch_size=1))
+    prefixes = Prefixes(setup.program, setup.batches, memory_bytes=0)
+    prefixes.move_to(1)
+    ran = count_steps()
+    prefixes.move_to(len(setup.program) - 1)
+    assert len(ran) <= len(setup.program) - 1
+
+
 def test_views_of_the_data_set_fit_into_no_memory(make_case):
     case = make_case(Branches, samples=9)
     setup = prepare(case.request(metric=Metric.MSE))

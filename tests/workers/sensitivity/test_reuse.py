@@ -150,6 +150,32 @@ def test_only_steps_between_the_weight_and_the_output_are_run(model):
         assert before.issuperset(ahead)
 
 
+class Reread(torch.nn.Module):
+    """What is computed ahead of the first layer is read by both what it reaches and what else is computed ahead."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+
+    def forward(self, a, b):
+        first, second = self.first(a), self.second(b)
+        return (first * second + second.tanh()).softmax(-1)
+
+
+def test_values_ahead_are_kept_for_all_that_reads_them(make_case):
+    case = make_case(Reread, samples=4)
+    setup = prepare(case.request(metric=Metric.MSE, wanted=case.wanted(2), batch_size=4))
+    unit = setup.table.units[0]
+    prefixes = Prefixes(setup.program, setup.batches, memory_bytes=1 << 20)
+    reach = prefixes.reach(unit)
+    prefixes.move_to(reach.cut, reach)
+    second, tanh = sorted(reach.ahead, key=lambda node: node.name)
+    assert (second.name, tanh.name) == ("linear_1", "tanh")
+    environment = prefixes.environment(0)
+    assert environment.keys() == reach.boundary
+    assert torch.equal(environment[second].tanh(), environment[tanh])
+
+
 class Towers(torch.nn.Module):
     """Two inputs that meet at the end; in one tower parallel branches, in the other a skip."""
 

@@ -76,11 +76,11 @@ def test_what_a_unit_writes_counts_as_well_as_what_it_computes():
 
 
 def test_work_is_what_a_unit_reaches():
-    """Two branches that meet: the first does not reach the second; a late use of the first unit is reached by all."""
-    model = description(40, 20, 40, reached=(100, 60, 40))
-    assert work(model, entries(model, 4)) == pytest.approx([1.02, 0.62, 0.42])
+    """Two branches that meet: the first does not reach the second."""
+    model = description(40, 20, 40, reached=(80, 60, 40))
+    assert work(model, entries(model, 4)) == pytest.approx([0.82, 0.62, 0.42])
     model = description(50, 50, reached=(50, 50))
-    assert [len(shard) for shard in plan_shards(model, entries(model, 2, 3), 2)] == [2, 2]
+    assert [len(shard) for shard in plan_shards(model, entries(model, 2, 3, 4), 2)] == [3, 3]
 
 
 def test_work_of_a_model_of_lookups_is_spread_evenly():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from workers.graph import stacked
 from workers.graph.reach import Reaches
-from workers.graph.stacked import Comparison, narrow_places
+from workers.graph.stacked import Comparison, Mode, Stretch, Variants, narrow_places
 from workers.sensitivity import stacking as module
 from workers.sensitivity.exact import exact_costs
 from workers.sensitivity.naive import naive_costs
@@ -118,6 +118,46 @@ def test_other_bits_are_found_out(make_case, stacking_for, monkeypatch):
     assert_equal_to_naive(request, 1 << 30, stacking)
     assert stacking.stacked > 0
     assert set(rounds_otherwise) == {0}  # in trials alone
+
+
+@pytest.fixture
+def variants_of(make_case):
+    """Three candidates of a unit of a small network, on one photo: what runs them, and its places."""
+    setup = prepare(make_case(samples=4).request(batch_size=1))
+
+    def make(unit):
+        prefixes = Prefixes(setup.program, setup.batches, memory_bytes=1 << 30)
+        reach = prefixes.reach(unit := setup.table.unit(unit))
+        prefixes.move_to(reach.cut, reach)
+        weight = setup.program.constant(unit.node)
+        overrides = [setup.program.override(unit.changes(weight * factor)) for factor in (0.5, 1.5, 2.0)]
+        symbols = Stacking(setup.program, setup.batches, memory_bytes=0).symbols(0)
+        return reach, Variants(
+            setup.program, reach, prefixes.environment(0), overrides=overrides, symbols=symbols
+        )
+
+    return make
+
+
+def test_what_was_joined_lies_in_memory_as_tensors_of_their_own_do(variants_of):
+    """Kernels may sum in another order from other addresses: five numbers are twenty bytes, parts begin anywhere."""
+    reach, variants = variants_of("stem.weight")
+    stretches = [
+        Stretch(mode=Mode.APART, places=range(1)),
+        Stretch(mode=Mode.TOGETHER, places=range(1, len(reach.affected))),
+    ]
+    addresses = [
+        value.data_ptr() % 64 for environment in variants.run(stretches) for value in environment.values()
+    ]
+    assert addresses == [0, 0, 0]
+
+
+def test_a_unit_s_own_step_says_nothing_of_what_others_may_share(variants_of):
+    reach, variants = variants_of("point.weight")
+    for _ in variants.run([Stretch(mode=Mode.COMPARED, places=range(len(reach.affected)))]):
+        pass
+    (own,) = (place for place, index in enumerate(reach.affected.indices) if index in reach.seeds)
+    assert variants.comparisons.keys() == set(range(len(reach.affected))) - {own}
 
 
 def test_many_candidates_are_run_in_groups(make_case, stacking_for, monkeypatch):

@@ -107,4 +107,7 @@ def test_gradients_come_in_blocks_of_samples_and_elements_that_tile_the_weight(m
         for block in find_gradients(visited, operand).blocks(back):
             assert found[block.samples, block.elements].isnan().all()
             found[block.samples, block.elements] = block.values
+            assert block.values.numel() <= max(elements, 16), "no more at a time, but for one row"
+            if elements >= 100:  # changes of the weight are read once for several samples
+                assert len(block.values) == min(samples, 5 - block.samples.start)
         torch.testing.assert_close(found.reshape(5, 48, 16), torch.einsum("npo,npi->noi", back, x))
