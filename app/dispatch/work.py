@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, and_, case, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, case, exists, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -285,15 +285,10 @@ def probe_task(session: Session, held: Claim) -> ProbeTask:
     offer = offer_of(description, job.request)
     ordinal = session.get_one(Task, held.task_id).ordinal
     parts = tasks.probe_parts(tasks.source_of(session, job), job.request, offer)
-    own = tasks.dealt_parts(parts, _task_count(session, job.id, TaskKind.PROBE), ordinal)
+    own = tasks.dealt_parts(parts, tasks.task_count(session, job.id, TaskKind.PROBE), ordinal)
     return ProbeTask(
         parts=tuple(part for part in own if session.get(ProbeResult, part.key) is None), offer=offer
     )
-
-
-def _task_count(session: Session, job_id: str, kind: TaskKind) -> int:
-    query = select(func.count()).where(Task.job_id == job_id, Task.kind == kind)
-    return int(session.execute(query).scalar_one())
 
 
 def candidate_of(choice: Mapping[str, Any]) -> Candidate:

@@ -155,9 +155,7 @@ def queue_entries(
             description, entries, block=block, source=source, shards=_shard_count(settings)
         )
     ]
-    first_task = _count(
-        session, select(func.count()).where(Task.job_id == job.id, Task.kind == TaskKind.MEASURE)
-    )
+    first_task = task_count(session, job.id, TaskKind.MEASURE)
     first_entry = _count(session, select(func.count()).where(JobEntry.job_id == job.id))
     _store(session, job.id, shards, first_task, first_entry)
 
@@ -177,6 +175,11 @@ def _store(
         ]
     session.flush()
     repository.add_entries(session, rows)
+
+
+def task_count(session: Session, job_id: str, kind: TaskKind) -> int:
+    """How many tasks of a kind a job has, in whatever state."""
+    return _count(session, select(func.count()).where(Task.job_id == job_id, Task.kind == kind))
 
 
 def _count(session: Session, query: Any) -> int:

@@ -12,9 +12,10 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
+from app.jobs import tasks
 from app.kit.ids import new_id
 from app.kit.locks import lock_name
 from app.models import PartKind, Plan, PlanRole, PlanTrial, Task, TaskKind, TaskState, TrialPart
@@ -281,9 +282,7 @@ def _passes(work: Iterable[Work], *kinds: PartKind) -> float:
 
 def _queue(session: Session, job_id: str, work: Sequence[Work]) -> None:
     """One task for each part."""
-    queued = select(func.count()).where(Task.job_id == job_id, Task.kind == TaskKind.REFINE)
-    first = session.scalar(queued) or 0
-    for ordinal, each in enumerate(work, start=first):
+    for ordinal, each in enumerate(work, start=tasks.task_count(session, job_id, TaskKind.REFINE)):
         task = Task(id=new_id("tsk"), kind=TaskKind.REFINE, job_id=job_id, ordinal=ordinal)
         session.add(task)
         session.flush()
