@@ -307,9 +307,8 @@ def side_by_side(program, unit, inputs, variants):
         return found, ran.comparisons
 
     compared, comparisons = outputs(dict.fromkeys(whole, Mode.COMPARED))
-    together, _ = outputs(
-        {place: Mode.TOGETHER if comparisons[place].equal else Mode.APART for place in whole}
-    )
+    equal = {place for place, found in comparisons.items() if found.equal}
+    together, _ = outputs({place: Mode.TOGETHER if place in equal else Mode.APART for place in whole})
     plain = [program.run(inputs, override)[0] for override in overrides]
     return comparisons, compared, together, plain
 
@@ -349,7 +348,7 @@ def test_variants_where_sizes_are_computed(graph_of):
         comparisons, _, together, plain = side_by_side(program, unit, (TOKENS,), 4)
         reach = Reaches(program).of(program.reading_steps([unit.node]))
         names = [program.steps[index].node.name.split("_")[0] for index in reach.affected.indices]
-        equal = {name for place, name in enumerate(names) if comparisons[place].equal}
+        equal = {names[place] for place, found in comparisons.items() if found.equal}
         assert {"cat", "mul", "div"} <= equal
         assert "split" not in equal
         assert ("relu" in equal) == (unit.info.name == "a.weight")
