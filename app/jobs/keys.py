@@ -7,7 +7,7 @@ from app.jobs.rules import split_sizes
 from app.kit.ids import content_sha256
 from workers.contracts import Candidate, ComputeDtype, Metric
 
-MEASURE_VERSION = 3
+MEASURE_VERSION = 4
 """Raised whenever the same request would be measured as another number; old measurements are then not used again."""
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from workers.sampling import SketchRequest
+from workers.sensitivity import compiled
 
 _SHORT_ROW = 32
 _PLACES = 1 << 16
@@ -122,5 +123,9 @@ class Projection:
         windows = self.signs.unfold(0, self.classes, 1)
         if self.width == self.classes:
             return change * windows[self.places[rows, 0]] * self.flips[rows]
-        sums = [torch.linalg.vecdot(change, windows[self.places[rows, k]]) for k in range(self.width)]
-        return torch.stack(sums, 1).mul_(self.flips[rows]).div_(self.width**0.5)
+        if compiled.suits(change):
+            sums = compiled.project(change, self.signs, self.places[rows])
+        else:
+            each = [torch.linalg.vecdot(change, windows[self.places[rows, k]]) for k in range(self.width)]
+            sums = torch.stack(each, 1)
+        return sums.mul_(self.flips[rows]).div_(self.width**0.5)

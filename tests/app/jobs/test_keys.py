@@ -66,7 +66,7 @@ def test_taking_all_that_is_not_held_out_is_no_choice():
 
 def test_the_key_of_a_measurement_stays_what_it_is():
     # Measurements outlive releases: this changes only together with MEASURE_VERSION.
-    assert entry_key(**BASE) == "7a78829a3780fd842b8d9b311981f249acdb8d0bc980d06352b908b876c9a4c2"
+    assert entry_key(**BASE) == "8ced9bc556132a35ec15f5268178aa0608d82dc28aa162031b45f07d0c5bc69f"
 
 
 @given(st.integers(2, 500), st.floats(0, 0.9), st.integers(0, 2**63 - 1))

@@ -6,8 +6,18 @@ import torch
 from scipy.special import rel_entr, softmax
 
 from workers.sampling import SketchForm
-from workers.sensitivity import divergence
+from workers.sensitivity import compiled, divergence
 from workers.sensitivity.metrics import COST_LIMIT
+
+WAYS = ["compiled", "by tensors"]
+
+
+@pytest.fixture(autouse=True, params=WAYS)
+def way(request, monkeypatch):
+    """All of it holds compiled, and without numba."""
+    if request.param == "by tensors":
+        monkeypatch.setattr(compiled, "suits", lambda *values: False)
+    return request.param
 
 
 def outputs(*shape, change, seed=0, spread=3.0):
@@ -36,6 +46,30 @@ def changes(reference, output, form, **options):
 def test_divergence_against_scipy(shape, change):
     reference, output = outputs(*shape, change=change)
     assert divergence.kl(reference, output).numpy() == pytest.approx(by_scipy(reference, output), rel=2e-4)
+
+
+@pytest.mark.parametrize("change", [1.0, 1e-2, 1e-3, 1e-4])
+def test_small_changes_of_large_outputs_lose_nothing(change, way):
+    """Sums of many float32 terms, none of which cancel: compiled they are as good as the outputs themselves."""
+    reference, output = outputs(4, 20_000, change=change)
+    precision = {"compiled": 2e-7, "by tensors": max(1e-5, 1e-7 / change)}
+    assert divergence.kl(reference, output).numpy() == pytest.approx(
+        by_scipy(reference, output), rel=precision[way]
+    )
+
+
+def test_threads_change_nothing():
+    reference, output = outputs(64, 4096, change=0.1)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append((divergence.kl(reference, output), changes(reference, output, SketchForm.HELLINGER)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0][0], found[1][0])
+    assert np.array_equal(found[0][1], found[1][1])
 
 
 def test_many_rows_go_in_chunks(monkeypatch):

@@ -90,7 +90,8 @@ def test_blocks_add_up_to_the_whole(make_case):
         [e.mean for e in measure(case.request(output=mixture, block=SampleBlock(start=i, stop=i + 4)))]
         for i in (0, 4)
     ]
-    assert np.mean(halves, axis=0) == pytest.approx(whole, rel=1e-6)
+    # Fewer samples a pass: the outputs, of which costs are differences, round otherwise.
+    assert np.mean(halves, axis=0) == pytest.approx(whole, rel=1e-5)
 
 
 def test_memory_does_not_change_costs(make_case):

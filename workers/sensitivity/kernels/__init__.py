@@ -1,0 +1,1 @@
+"""Comparing outputs, compiled. Needs numba; `workers.sensitivity.compiled` decides when it is used."""
