@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from app.datasets.rules import check_dataset, has_labels
 from app.errors import InvalidRequest, JobFinished, KeyReused, ModelNotReady, NotFound
 from app.jobs import repository, rules, tasks
+from app.jobs.blocks import free_positions, measure_blocks
 from app.jobs.candidates import (
     DEFAULT_CANDIDATES,
     Offered,
@@ -19,6 +20,7 @@ from app.jobs.candidates import (
     check_schemes_or_target,
     check_target,
 )
+from app.jobs.keys import SampleChoice
 from app.jobs.mixing import Mixture, OutputShare, check_outputs
 from app.jobs.offer import SHORT
 from app.jobs.outputs import with_output_first
@@ -216,6 +218,7 @@ def _check(session: Session, create: JobCreate, settings: Settings) -> _Checked:
             **offered.to_json(),
             "activation_candidates": check_activations(create.activation_candidates),
             **_measuring(create, method),
+            **_blocks(create, method, compared, dataset),
             **_output(create, compared, mixture),
             **_refining(create, method),
             **_canonical(create, settings),
@@ -275,6 +278,19 @@ def _measuring(create: JobCreate, method: Method) -> dict[str, Any]:
     if method.regret is not None:
         how |= {"regret": method.regret, "max_passes": method.max_passes}
     return how
+
+
+def _blocks(
+    create: JobCreate, method: Method, compared: ModelDescription, dataset: Dataset
+) -> dict[str, int]:
+    """Into how many blocks samples are cut, where plans decide how many are measured."""
+    if method.regret is None:
+        return {}
+    choice = SampleChoice(
+        available=dataset.samples, samples=create.samples, holdout=create.holdout, seed=create.seed
+    )
+    positions = free_positions(compared.inputs, dataset.tensors)
+    return {"blocks": measure_blocks(method.compare, compared.outputs[0], positions, choice.used)}
 
 
 def _refining(create: JobCreate, method: Method) -> dict[str, Any]:

@@ -21,9 +21,6 @@ SHARDS_PER_WORKER = 4
 """More shards than workers: a slow or lost one then holds up little."""
 PROBE_BLOCKS = 4
 """Estimates are cut into so many parts at most, by samples: all probes of a sample share its forward pass."""
-MEASURE_BLOCKS = PROBE_BLOCKS
-"""Where samples are chosen by what plans need, an entry is measured on so many blocks of them at most, one a round: the
-probes' blocks, so that both can be compared."""
 
 Block = tuple[int, int]
 Wanted = Mapping[Block, Sequence[tuple[str, Candidate]]]
@@ -71,9 +68,9 @@ def is_raced(request: Mapping[str, Any]) -> bool:
     return is_exact(request) and request.get("regret") is not None
 
 
-def first_block(source: Source, request: Mapping[str, Any]) -> Block:
-    """What every candidate is measured on to begin with, where all are: all samples, or a part when that may do."""
-    return cut(source.choice.used, MEASURE_BLOCKS)[0] if is_raced(request) else whole_block(source)
+def measure_blocks(source: Source, request: Mapping[str, Any]) -> tuple[Block, ...]:
+    """What entries are measured on, one block a round, where samples are chosen by what plans need; else all samples."""
+    return cut(source.choice.used, request["blocks"]) if "blocks" in request else (whole_block(source),)
 
 
 def cut(samples: int, parts: int) -> tuple[Block, ...]:
@@ -121,7 +118,7 @@ def queue_first(session: Session, job: Job, description: ModelDescription, setti
     """Queue what a new job begins with: all its entries, or its probes."""
     source, offer = source_of(session, job), offer_of(description, job.request)
     if is_exact(job.request):
-        queue_entries(session, job, description, {first_block(source, job.request): offer}, settings)
+        queue_entries(session, job, description, {measure_blocks(source, job.request)[0]: offer}, settings)
         return
     # No more tasks than workers: neighbouring parts that one worker has anyway may share a batch.
     for ordinal in range(min(len(probe_parts(source, job.request, offer)), _worker_count(settings))):

@@ -8,13 +8,13 @@ short that would stop steps that nobody has to wait for, so that each budget may
 case.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.jobs.blocks import free_positions
 from app.plans.refinement import End
-from workers.contracts import InputInfo, ModelDescription
+from workers.contracts import ModelDescription
 
 SHARE = 0.6
 """Of the passes spent on knowing costs. In time it is less, since entries take longer than their work says."""
@@ -57,29 +57,6 @@ def probe_passes(probes: int) -> float:
     return PASSES_PER_WALK * probes
 
 
-def free_positions(inputs: Sequence[InputInfo], shapes: Mapping[str, Sequence[int]]) -> int:
-    """How many positions a sample has along axes whose size a model leaves open, such as tokens.
-
-    A model's multiply-accumulates are counted with one position there. Inputs mostly share such axes: the input with the
-    most positions tells.
-
-    Args:
-        inputs: Of the model.
-        shapes: Of the data's tensors, samples first.
-    """
-    return max(
-        (
-            math.prod(
-                size
-                for declared, size in zip(info.shape[1:], shapes.get(info.name, ())[1:], strict=False)
-                if declared is None
-            )
-            for info in inputs
-        ),
-        default=1,
-    )
-
-
 def allowance_of(  # noqa: PLR0913 - one keyword for each thing it depends on
     request: Mapping[str, Any],
     description: ModelDescription,
@@ -87,7 +64,7 @@ def allowance_of(  # noqa: PLR0913 - one keyword for each thing it depends on
     ordinal: int,
     entries: float,
     samples: int,
-    shapes: Mapping[str, Sequence[int]],
+    tensors: Mapping[str, Mapping[str, Any]],
     first_step: float,
 ) -> Allowance:
     """What refining the plan of one of a job's budgets may take.
@@ -98,14 +75,14 @@ def allowance_of(  # noqa: PLR0913 - one keyword for each thing it depends on
         ordinal: Of the budget.
         entries: Passes that the job's entries took.
         samples: Calibrated on.
-        shapes: Of the calibration data's tensors, samples first.
+        tensors: Of the calibration data, by name: ``shape`` with samples first.
         first_step: Passes that a first step takes.
     """
     known = entries + (probe_passes(request["probes"]) if "probes" in request else 0.0)
     shared = SHARE * known
     among = max(min(len(request["budgets"]), int(shared // first_step)), 1)
     own = shared / among if ordinal < among else 0.0
-    positions = free_positions(description.inputs, shapes)
+    positions = free_positions(description.inputs, tensors)
     operations = samples * positions * sum(unit.macs for unit in description.units)
     least = LEAST_OPERATIONS / max(operations, 1)
     return Allowance(

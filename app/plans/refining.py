@@ -162,7 +162,7 @@ def refinement_of(session: Session, job_id: str, ordinal: int) -> Refinement:
             ordinal=ordinal,
             entries=spent,
             samples=source.choice.used,
-            shapes={name: tensor["shape"] for name, tensor in dataset.tensors.items()},
+            tensors=dataset.tensors,
             first_step=probe_passes(PROBES + 1) + MEASURED_FIRST,
         ),
     )

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.jobs import tasks
-from app.jobs.tasks import MEASURE_BLOCKS, Block
+from app.jobs.tasks import Block
 from app.models import Job, JobEntry, Stage, utc_now
 from app.plans.planner import Search, candidate_name
 from app.plans.service import job_description, prepare_search
@@ -36,7 +36,7 @@ def further_entries(session: Session, job_id: str) -> Further:
     description = job_description(session, job)
     found = knowledge(session, job, description)
     search = prepare_search(job, description, found.rows)
-    blocks = tasks.cut(tasks.source_of(session, job).choice.used, MEASURE_BLOCKS)
+    blocks = tasks.measure_blocks(tasks.source_of(session, job), job.request)
     measured = _measured_until(session, job_id)
     table = _table(found, search, measured, blocks[-1][1])
     if tasks.is_exact(job.request):

@@ -15,6 +15,7 @@ from app.models import Job, Measurement, ProbeResult
 from app.plans.planner import candidate_name
 from app.sensitivities import repository
 from app.sensitivities.belief import Evidence
+from app.sensitivities.smoothing import smooth
 from workers.contracts import Candidate, ModelDescription
 from workers.sensitivity.statistics import run_lengths
 
@@ -49,18 +50,6 @@ class Estimates:
         if count < 2:
             return np.zeros(len(per_sample))
         return np.asarray(per_sample.std(axis=1, ddof=1) / math.sqrt(count))
-
-    @property
-    def noise(self) -> float:
-        """Relative error of a mean by the random signs: the spread of the probes, of all entries together."""
-        _, probes, samples = self.values.shape
-        if probes < 2:
-            # A square of random signs has twice the variance of its expectation squared.
-            return math.sqrt(2.0 / samples)
-        each = np.square(self.values).mean(axis=2)
-        means = each.mean(axis=1)
-        variances = each[means > 0].var(axis=1, ddof=1) / probes / np.square(means[means > 0])
-        return math.sqrt(float(variances.mean())) if len(variances) else 0.0
 
 
 def estimates(session: Session, job: Job, description: ModelDescription) -> Estimates | None:
@@ -109,19 +98,18 @@ def evidence_of(
     rows: Iterable[Measurement],
     estimated: Estimates | None,
     *,
-    used: int,
+    blocks: Sequence[tasks.Block],
     noisy: bool,
 ) -> Evidence:
     """What was measured and estimated of some entries, over runs of samples.
 
     Args:
         keys: The entries; those of a unit follow each other. All that were estimated, where any were.
-        rows: What was measured of them, each on one of the blocks that all samples are cut into.
+        rows: What was measured of them, each on one of the blocks.
         estimated: What was estimated.
-        used: Number of samples.
+        blocks: What all samples are cut into.
         noisy: Estimates rest on random signs, and are told sample by sample.
     """
-    blocks = tasks.cut(used, tasks.MEASURE_BLOCKS)
     lengths = [run_lengths(stop - start) for start, stop in blocks]
     ends = np.cumsum([len(of_block) for of_block in lengths]).tolist()
     runs = {block: slice(a, b) for block, a, b in zip(blocks, [0, *ends], ends, strict=False)}
@@ -134,13 +122,20 @@ def evidence_of(
         counted[at] = np.where(np.isnan(costs[places[key_of(row)], at]), 0, counted[at])
     units = list(dict.fromkeys(unit for unit, _ in keys))
     number = {unit: place for place, unit in enumerate(units)}
+    of_entry = np.array([number[unit] for unit, _ in keys], np.int64)
+    told, noise = None, 0.0
+    if estimated is not None:
+        told = _over_runs(estimated, np.concatenate(lengths))
+        if noisy:
+            found = smooth(estimated.values, of_entry, [candidate for _, candidate in keys])
+            told, noise = told * found.factors[:, None], found.noise
     return Evidence(
-        units=np.array([number[unit] for unit, _ in keys], np.int64),
+        units=of_entry,
         bits=np.array([Candidate.parse(candidate).bits for _, candidate in keys], np.int64),
         costs=costs,
         lengths=counted,
-        estimates=None if estimated is None else _over_runs(estimated, np.concatenate(lengths)),
-        noise=estimated.noise if estimated is not None and noisy else 0.0,
+        estimates=told,
+        noise=noise,
     )
 
 

@@ -103,8 +103,9 @@ def knowledge(session: Session, job: Job, description: ModelDescription) -> Know
     keys = [key for key in offer if estimated is not None or key in found]
     if not keys or (request.get("regret") is None and estimated is None):
         return Knowledge(rows=tuple(found[key] for key in keys), places={}, covariances={})
-    used = tasks.source_of(session, job).choice.used
-    belief = believe(evidence_of(keys, rows, estimated, used=used, noisy=_noisy(request)))
+    blocks = tasks.measure_blocks(tasks.source_of(session, job), request)
+    used = blocks[-1][1]
+    belief = believe(evidence_of(keys, rows, estimated, blocks=blocks, noisy=_noisy(request)))
     places: dict[str, dict[str, int]] = {}
     for unit, candidate in keys:
         of_unit = places.setdefault(unit, {})

@@ -11,7 +11,6 @@ from app.plans.allowance import (
     SHARE,
     Allowance,
     allowance_of,
-    free_positions,
     probe_passes,
 )
 from app.plans.refinement import End
@@ -30,7 +29,7 @@ def allowed(ordinal=0, *, budgets=1, entries=0.0, samples=16, macs=10**15, token
         ordinal=ordinal,
         entries=entries,
         samples=samples,
-        shapes={"ids": (2 * samples, tokens or 1)},
+        tensors={"ids": {"shape": (2 * samples, tokens or 1)}},
         first_step=STEP,
     )
 
@@ -58,18 +57,6 @@ def test_smollm2_has_a_step_and_not_two(macs, tokens):
     for entries, samples in ((45.1, 12), (50.6, 16)):
         passes = allowed(entries=entries, samples=samples, macs=macs, tokens=tokens, probes=4).passes
         assert STEP + 3 <= passes < STEP + 23
-
-
-def test_positions_are_those_along_open_axes():
-    def info(name, *shape):
-        return InputInfo(name=name, dtype="int64", shape=shape)
-
-    shapes = {"text": [9, 40], "answer": [9, 7], "image": [9, 3, 8, 6], "labels": [9, 40]}
-    assert free_positions([info("text", None, None), info("answer", None, None)], shapes) == 40
-    assert free_positions([info("text", None, 40), info("answer", None, None)], shapes) == 7
-    assert free_positions([info("image", None, 3, None, None)], shapes) == 48
-    assert free_positions([info("image", None, 3, 8, 6)], shapes) == 1
-    assert free_positions([], shapes) == 1
 
 
 @given(st.integers(1, 10**12), st.integers(1, 1000))

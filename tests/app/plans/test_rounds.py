@@ -8,9 +8,10 @@ from app.dispatch import work
 from app.dispatch.lifecycle import Requeue
 from app.dispatch.shard import DONE, STOPPED, run_task
 from app.dispatch.store import enter_stage, requeue
+from app.jobs.blocks import FEWEST
 from app.jobs.tasks import cut
 from app.models import Job, JobEntry, JobState, Plan, Stage, Task, TaskKind, TaskState
-from app.plans.rounds import MEASURE_BLOCKS, further_entries, measure_further
+from app.plans.rounds import further_entries, measure_further
 
 FINE = 1e-6
 """So little is tolerated that everything in doubt is asked for."""
@@ -129,7 +130,7 @@ def test_rounds_go_on_block_by_block_to_the_end_and_never_ask_twice(world, estim
     asked = [(e.unit, e.bits, e.block_start) for e in found]
     assert len(set(asked)) == len(asked)
     assert len({e.key for e in found}) == len(found)
-    blocks = cut(40, MEASURE_BLOCKS)
+    blocks = cut(40, FEWEST)
     for cell in {(e.unit, e.bits) for e in found}:
         mine = [(e.block_start, e.block_stop) for e in found if (e.unit, e.bits) == cell]
         assert tuple(mine) == blocks[: len(mine)], "blocks come in order"
@@ -143,7 +144,7 @@ def test_what_is_measured_on_all_samples_is_settled(world, estimated):
     job = estimated(candidates=[2, 4])
     with world.database.read() as session:
         offer = [(u, c) for wanted in further_entries(session, job.id).values() for u, c in wanted]
-    for block in cut(40, MEASURE_BLOCKS):
+    for block in cut(40, FEWEST):
         with world.database.write() as session:
             measure_further(session, job.id, {block: offer}, world.settings)
     world.measure(job)
@@ -224,7 +225,7 @@ def test_errors_shrink_with_what_is_measured_and_end_with_it(world, estimated, m
     from workers.contracts import Candidate
 
     job, seen = estimated(candidates=[2, 4]), []
-    for index, block in enumerate(cut(40, MEASURE_BLOCKS)):
+    for index, block in enumerate(cut(40, FEWEST)):
         units = ["q.weight"] + ["stem.weight"] * (index == 0)
         wanted = {block: [(unit, Candidate.parse("4:channel-asymmetric")) for unit in units]}
         with world.database.write() as session:
@@ -309,7 +310,7 @@ def test_racing_begins_with_all_on_the_first_block_and_goes_on_where_plans_may_c
     assert len(numbers) > 1, "no round was made"
     assert numbers == sorted(set(numbers))
     assert numbers[-1] < 4 * 4 * 3, "what no plan takes was measured to the end"
-    blocks = cut(40, MEASURE_BLOCKS)
+    blocks = cut(40, FEWEST)
     found = entries(world, job)
     for cell in {(e.unit, e.bits) for e in found}:
         mine = [(e.block_start, e.block_stop) for e in found if (e.unit, e.bits) == cell]

@@ -1,0 +1,59 @@
+"""Into how many blocks samples are cut."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.jobs.blocks import FEWEST, MOST, free_positions, measure_blocks
+from workers.contracts import InputInfo, Metric
+
+
+def output(*shape):
+    return InputInfo(name="y", dtype="float32", shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("metric", "shape", "positions", "samples", "blocks"),
+    [
+        # One divergence for each photo: sixteen of them a block, or as many as a fourth of them is.
+        (Metric.KL, (None, 1000), 1, 16, 4),
+        (Metric.KL, (None, 1000), 1, 64, 4),
+        (Metric.KL, (None, 1000), 1, 96, 6),
+        (Metric.KL, (None, 1000), 1, 512, 8),
+        # Texts are means over their words already.
+        (Metric.KL, (None, 64, 49152), 1, 16, 8),
+        (Metric.KL, (None, None, 49152), 64, 16, 8),
+        (Metric.KL, (None, None, 49152), 3, 32, 6),
+        (Metric.LOSS, (None, None, 49152), 64, 16, 8),
+        # Errors are means over all numbers.
+        (Metric.MSE, (None, 384), 1, 16, 8),
+        (Metric.MSE, (None, 1), 1, 16, 4),
+        (Metric.MSE, (None,), 1, 96, 6),
+        (Metric.MSE, (None, 3, None, None), 40_000, 8, 4),
+    ],
+)
+def test_blocks_by_what_a_sample_tells(metric, shape, positions, samples, blocks):
+    assert measure_blocks(metric, output(*shape), positions, samples) == blocks
+
+
+@given(st.sampled_from(Metric), st.integers(1, 2000), st.integers(1, 300), st.integers(1, 5000))
+def test_more_to_tell_never_means_fewer_blocks(metric, classes, positions, samples):
+    found = [
+        measure_blocks(metric, output(None, None, classes), p, n)
+        for p, n in ((positions, samples), (positions + 1, samples), (positions, samples + 1))
+    ]
+    assert FEWEST <= found[0] <= min(found[1:])
+    assert max(found) <= MOST
+
+
+def test_positions_are_those_along_open_axes():
+    def info(name, *shape):
+        return InputInfo(name=name, dtype="int64", shape=shape)
+
+    shapes = {"text": [9, 40], "answer": [9, 7], "image": [9, 3, 8, 6], "labels": [9, 40]}
+    tensors = {name: {"shape": shape} for name, shape in shapes.items()}
+    assert free_positions([info("text", None, None), info("answer", None, None)], tensors) == 40
+    assert free_positions([info("text", None, 40), info("answer", None, None)], tensors) == 7
+    assert free_positions([info("image", None, 3, None, None)], tensors) == 48
+    assert free_positions([info("image", None, 3, 8, 6)], tensors) == 1
+    assert free_positions([], tensors) == 1
