@@ -6,13 +6,14 @@ The same search runs on the same samples in each way, in a data directory of its
   reckoned, entries times one timed float pass over the number of workers, and only as many entries as fit are run, drawn at
   random. What is run tells whether the exact table equals it, bit for bit; the program ends with 1 if it does not.
 * ``exact``: every entry by prefix reuse (``--metric kl`` or ``mse``).
-* ``racing``: every entry on a quarter of the samples, and on more where a plan may still change (with ``--regret``).
+* ``racing``: every entry on a first block of the samples (a quarter to an eighth), and on more where a plan may still change (with ``--regret``).
 * ``estimates``: Gauss-Newton probes, nothing measured (``--metric probe``).
 * ``auto``: estimates, and measuring where they leave a plan open.
 
 The *regret* of a way is what its plan for a budget costs more than the best one, both by the exact table; with ``--skip
 exact``, where that would take hours, by the table of racing. Estimates alone are also compared by the rank correlation with the exact costs (Spearman), between
-units at each bit-width. Seconds are wall-clock, until all costs are known; processor seconds are the workers'; *passes* are
+units at each bit-width. An exact table takes hours for large models; ``--table`` takes one that was measured before (the
+result of ``bitwright search --metric kl --json`` with the same model, samples, widths and budgets), and does not measure it again. Seconds are wall-clock, until all costs are known; processor seconds are the workers'; *passes* are
 these in units of one float pass; memory is the most that one worker had (Linux).
 Without a model it builds EfficientNet-Lite0 and photos (see ``examples/efficientnet_lite0.py``)::
 
@@ -135,7 +136,7 @@ def rank_correlations(document: dict[str, Any], reference: dict[str, Any]) -> tu
     )
 
 
-def row_of(way: str, found: Found, reference: Found, plain: Plain, unit: FloatPass) -> Row:
+def row_of(way: str, found: Found, reference: dict[str, Any], plain: Plain, unit: FloatPass) -> Row:
     """A way's figures."""
     rows, used = found.document["sensitivities"], found.document["calibration"]["samples"]
     measured = [row for row in rows if row["source"] == "measured"]
@@ -150,10 +151,10 @@ def row_of(way: str, found: Found, reference: Found, plain: Plain, unit: FloatPa
         work=sum(row["samples"] for row in measured) / used,
         peak_mib=found.peak_mib,
         speedup=plain.seconds / found.seconds,
-        regrets=() if found is reference else regrets(found.document, reference.document),
+        regrets=() if found.document is reference else regrets(found.document, reference),
         equal=None if same is None else sum(same),
         compared=None if same is None else len(same),
-        correlations=rank_correlations(found.document, reference.document) if way == "probe" else (),
+        correlations=rank_correlations(found.document, reference) if way == "probe" else (),
         foretold=found.foretold,
     )
 
@@ -173,16 +174,19 @@ def plain_row(plain: Plain, entries: int, unit: FloatPass) -> Row:
     )
 
 
-def compared(asked: Asked, skipped: set[str], minutes: float, folder: Path, console: Console) -> Result:
-    """Run every way, one after the other."""
+def compared(
+    asked: Asked, given: argparse.Namespace, table: dict[str, Any] | None, folder: Path, console: Console
+) -> Result:
+    """Run every way, one after the other; what all are held against may be known already."""
     entries = offered(asked)
     unit = float_pass(asked)
     console.print(f"one float pass takes {unit.seconds:.2f} s; plain loop:")
-    plain = plain_loop(asked, entries, unit, minutes)
+    plain = plain_loop(asked, entries, unit, given.naive_minutes)
+    skipped = {*given.skip} if table is None else {*given.skip, "exact"}
     found = {way: searched(asked, way, folder, console) for way in WAYS if way not in skipped}
-    reference = "exact" if "exact" in found else "racing"
-    rows = [row_of(way, each, found[reference], plain, unit) for way, each in found.items()]
-    document = found[reference].document
+    reference = "racing" if table is None and "exact" in skipped else "exact"
+    document = found[reference].document if table is None else table
+    rows = [row_of(way, each, document, plain, unit) for way, each in found.items()]
     return Result(
         model=asked.model.stem,
         metric=asked.compare,
@@ -275,6 +279,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--naive-minutes", type=float, default=2.0, help="most that the plain loop is really run (default 2)"
     )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="JSON",
+        help="a search's result with everything measured, instead of the exact way",
+    )
     parser.add_argument("--skip", nargs="+", choices=["exact", "probe", "auto"], default=[], help="ways")
     parser.add_argument("--quick", action="store_true", help="8 samples, 3 widths, 2 budgets: a trial run")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write every number")
@@ -314,7 +324,8 @@ def main() -> int:
                 probes=given.probes,
                 workers=given.workers,
             )
-            result = compared(asked, set(given.skip), given.naive_minutes, folder, Console(stderr=True))
+            table = None if given.table is None else json.loads(given.table.read_text())
+            result = compared(asked, given, table, folder, Console(stderr=True))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(markdown(result))

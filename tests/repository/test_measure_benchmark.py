@@ -202,6 +202,32 @@ def test_one_entry_that_differs_is_told(benchmark: tuple[ModuleType, ModuleType]
     means = {(u, f"{b}:channel-asymmetric"): cost for (u, b), cost in TABLE.items()}
     means["a", "2:channel-asymmetric"] += 1e-12
     plain = ways.Plain(means=means, seconds=9.0, cpu_seconds=8.0, peak_mib=1.0, reckoned=False)
-    row = script.row_of("exact", found, found, plain, ways.FloatPass(seconds=1.0, cpu_seconds=1.5))
+    row = script.row_of("exact", found, found.document, plain, ways.FloatPass(seconds=1.0, cpu_seconds=1.5))
     assert (row.equal, row.compared) == (3, 4)
     assert (row.speedup, row.passes, row.work, row.regrets) == (4.5, 2.0, 4.0, ())
+
+
+def test_a_table_that_was_measured_before_is_not_measured_again(
+    benchmark: tuple[ModuleType, ModuleType], asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, ways = benchmark
+    table = document({"a": 4, "b": 2}, TABLE) | {"model": {"units": 2}}
+    ours = document({"a": 2, "b": 4}, TABLE) | {"model": {"units": 2}}
+    run = []
+
+    def searched(_asked: object, way: str, _folder: Path, _console: Console) -> Any:
+        run.append(way)
+        return ways.Found(document=ours, seconds=2.0, cpu_seconds=3.0, peak_mib=5.0, foretold=())
+
+    plain = ways.Plain(means={}, seconds=9.0, cpu_seconds=8.0, peak_mib=1.0, reckoned=True)
+    monkeypatch.setattr(script, "offered", lambda _asked: list(TABLE))
+    monkeypatch.setattr(script, "float_pass", lambda _asked: ways.FloatPass(seconds=1.0, cpu_seconds=1.0))
+    monkeypatch.setattr(script, "plain_loop", lambda *_given: plain)
+    monkeypatch.setattr(script, "searched", searched)
+    given = SimpleNamespace(naive_minutes=1.0, skip=["probe"])
+    result = script.compared(asked, given, table, tmp_path, Console(quiet=True))
+    assert run == ["racing", "auto"]
+    assert result.reference == "exact"
+    assert [row.regrets for row in result.rows] == [(), (pytest.approx(0.125),), (pytest.approx(0.125),)]
+    script.compared(asked, given, None, tmp_path, Console(quiet=True))
+    assert run[2:] == ["exact", "racing", "auto"]
