@@ -29,6 +29,18 @@ def error(estimates, costs):
     return float(np.sqrt(np.square(np.log(estimates / costs.ravel())).mean()))
 
 
+def test_no_estimate_is_moved_beyond_the_mean():
+    """Where units are all alike, the covariance among them is now more and now less than that among the probes."""
+    costs = np.ones((12, 3))
+    values = probes(costs)
+    raw = np.log(np.square(values).mean((1, 2)).reshape(costs.shape))
+    told = raw + np.log(smooth(values, *numbers(len(costs))).factors.reshape(costs.shape))
+    apart = raw - raw.mean(0)
+    gain = np.linalg.lstsq(apart, told - raw.mean(0), rcond=None)[0]
+    assert np.linalg.eigvals(gain).real.min() > -1e-9
+    assert np.abs(told - raw.mean(0)).mean() < 0.7 * np.abs(apart).mean()
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_what_signs_added_is_taken_out(count):
     costs = related()

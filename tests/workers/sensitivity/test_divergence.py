@@ -101,6 +101,7 @@ UNUSUAL = {
     "impossible in both": ([0.0, 1.0, -INF], [0.5, 0.0, -INF]),
     "becomes possible": ([0.0, 1.0, -INF], [0.5, 0.0, 0.0]),
     "had no chance, takes all": ([0.0, 1.0, -200.0], [0.5, 0.0, 90.0]),
+    "had no chance, has hardly any": ([0.0, 1.0, -200.0], [0.5, 0.0, -114.0]),
     "far away": ([0.0, 300.0, 0.0], [300.0, 0.0, 0.0]),
 }
 

@@ -133,7 +133,7 @@ def compare(before, after, tops, hellinger, fisher, rows, unusual, changes):
         mean = rest / total
         norm = np.log1p(above / total + mean)
         rows[row] = norm - mean
-        unusual[row] = not (np.isfinite(moment) and np.isfinite(norm))
+        unusual[row] = not np.isfinite(norm)
         if hellinger:
             shrunk, less = np.float32(np.exp(-0.5 * norm)), np.float32(np.expm1(-0.5 * norm))
             as_roots(weight, np.float32(2.0 / total), shrunk, less, root)
