@@ -284,7 +284,7 @@ def _blocks(
     create: JobCreate, method: Method, compared: ModelDescription, dataset: Dataset
 ) -> dict[str, int]:
     """Into how many blocks samples are cut, where plans decide how many are measured."""
-    if method.regret is None:
+    if method.regret is None or not compared.outputs:
         return {}
     choice = SampleChoice(
         available=dataset.samples, samples=create.samples, holdout=create.holdout, seed=create.seed

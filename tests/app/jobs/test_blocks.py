@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.jobs.blocks import FEWEST, MOST, free_positions, measure_blocks
+from app.models import Model
 from workers.contracts import InputInfo, Metric
 
 
@@ -57,3 +58,26 @@ def test_positions_are_those_along_open_axes():
     assert free_positions([info("image", None, 3, None, None)], tensors) == 48
     assert free_positions([info("image", None, 3, 8, 6)], tensors) == 1
     assert free_positions([], tensors) == 1
+
+
+@pytest.mark.parametrize(
+    ("outputs", "values", "blocks"),
+    [
+        ([("logits", (None, 10))], {"metric": "auto"}, 4),
+        ([("logits", (None, 7, 10))], {"metric": "auto"}, 8),
+        ([("logits", (None, 10))], {"metric": "mse", "regret": 0.01}, 8),
+        ([("boxes", (None, 10)), ("logits", (None, 7, 10))], {"metric": "auto", "output": "logits"}, 8),
+        ([("logits", (None, 7, 10))], {"metric": "kl"}, None),
+        ([("logits", (None, 7, 10))], {"metric": "probe"}, None),
+        ([], {"metric": "auto", "compare": "mse"}, None),
+    ],
+)
+def test_a_job_says_into_how_many_where_plans_decide(api, world, outputs, values, blocks):
+    model_id = world.model().id
+    with world.database.write() as session:
+        model = session.get_one(Model, model_id)
+        found = [{"name": name, "dtype": "float32", "shape": list(shape)} for name, shape in outputs]
+        model.description = model.description | {"outputs": found}
+    job = api.post("/v1/jobs", json=world.body(model=model_id, **values))
+    assert job.status_code == 202, job.json()
+    assert job.json()["request"].get("blocks") == blocks

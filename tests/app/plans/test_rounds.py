@@ -8,7 +8,7 @@ from app.dispatch import work
 from app.dispatch.lifecycle import Requeue
 from app.dispatch.shard import DONE, STOPPED, run_task
 from app.dispatch.store import enter_stage, requeue
-from app.jobs.blocks import FEWEST
+from app.jobs.blocks import FEWEST, MOST
 from app.jobs.tasks import cut
 from app.models import Job, JobEntry, JobState, Plan, Stage, Task, TaskKind, TaskState
 from app.plans.rounds import further_entries, measure_further
@@ -292,11 +292,13 @@ def test_without_a_regret_everything_is_measured_on_all_samples(world):
     assert further(world, job) == {}
 
 
-def test_racing_begins_with_all_on_the_first_block_and_goes_on_where_plans_may_change(world):
-    job, numbers = world.job(metric="kl", regret=FINE, candidates=[2, 4, 8], budgets=["4 bits"]), []
+@pytest.mark.parametrize(("metric", "count"), [("kl", FEWEST), ("mse", MOST)])
+def test_racing_begins_with_all_on_the_first_block_and_goes_on_where_plans_may_change(world, metric, count):
+    job, numbers = world.job(metric=metric, regret=FINE, candidates=[2, 4, 8], budgets=["4 bits"]), []
+    blocks = cut(40, count)
     assert (job.request["regret"], job.request["max_passes"]) == (FINE, None)
     assert "probes" not in job.request
-    assert {(e.block_start, e.block_stop) for e in entries(world, job)} == {(0, 10)}
+    assert {(e.block_start, e.block_stop) for e in entries(world, job)} == {blocks[0]}
     assert len(entries(world, job)) == 4 * 3
     world.start(job)
     rng = np.random.default_rng(1)
@@ -309,8 +311,7 @@ def test_racing_begins_with_all_on_the_first_block_and_goes_on_where_plans_may_c
         assert len(numbers) < 20, "it does not end"
     assert len(numbers) > 1, "no round was made"
     assert numbers == sorted(set(numbers))
-    assert numbers[-1] < 4 * 4 * 3, "what no plan takes was measured to the end"
-    blocks = cut(40, FEWEST)
+    assert numbers[-1] < count * 4 * 3, "what no plan takes was measured to the end"
     found = entries(world, job)
     for cell in {(e.unit, e.bits) for e in found}:
         mine = [(e.block_start, e.block_stop) for e in found if (e.unit, e.bits) == cell]
@@ -318,7 +319,7 @@ def test_racing_begins_with_all_on_the_first_block_and_goes_on_where_plans_may_c
     with world.database.read() as session:
         (plan,) = session.scalars(select(Plan).where(Plan.job_id == job.id, Plan.role == "requested"))
         chosen = {(unit, choice["bits"]) for unit, choice in plan.choices.items()}
-    seen = {(e.unit, e.bits) for e in found if e.block_stop > 10}
+    seen = {(e.unit, e.bits) for e in found if e.block_start > 0}
     assert {cell for cell in chosen if cell[1] == 2} <= seen, "what makes up the cost is looked at again"
 
 
