@@ -329,7 +329,7 @@ def preload(threads: int) -> None:
     import workers.graph.describe  # noqa: PLC0415
     import workers.intake.models  # noqa: PLC0415
     import workers.quant.acceleration  # noqa: PLC0415
-    import workers.sensitivity.compiled  # noqa: PLC0415
+    import workers.sensitivity.acceleration  # noqa: PLC0415
     import workers.sensitivity.engine  # noqa: PLC0415
     import workers.sensitivity.estimators.run  # noqa: PLC0415
     import workers.verify.plan  # noqa: PLC0415
@@ -337,7 +337,7 @@ def preload(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.empty(1, device="meta").add(1)  # the first operator without data imports hundreds of modules
     workers.quant.acceleration.warm_up()
-    workers.sensitivity.compiled.warm_up()
+    workers.sensitivity.acceleration.warm_up()
     solve(Problem.from_arrays(np.ones((1, 1)), np.ones((1, 1), np.int64), budget=1))
 
 

@@ -7,8 +7,9 @@ With the float model's probabilities ``p`` and the change ``d`` of the outputs, 
 
 Nothing cancels: every term of ``f`` is positive and of the size of the result, so that outputs in float32 may
 be compared in float32 (the difference of close numbers is exact there). Against the same in float64 from the
-same outputs, means agree to 1e-7 of the value compiled, and to 1e-6 without numba (3e-5 where changes are of 1e-3). Rows for which this does not hold (infinite outputs, classes
-that had no chance and now have one) are computed in float64 from the definition.
+same outputs, means agree to 1e-7 of the value compiled, and to 1e-6 without numba (3e-5 where changes are of 1e-3).
+Rows for which this does not hold (infinite outputs, classes that had no chance and now have one) are computed in
+float64 from the definition.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from workers.sampling import SketchForm
-from workers.sensitivity import compiled, metrics
+from workers.sensitivity import acceleration, metrics
 
 _CHUNK_ELEMENTS = 1 << 18
 """Rows taken together hold so many elements: they stay in cache, and calls into torch are few."""
@@ -94,7 +95,7 @@ def _chunks(reference: Tensor, output: Tensor) -> Iterator[tuple[int, Tensor, Te
 
 def _compare(before: Tensor, after: Tensor, form: SketchForm | None) -> tuple[Tensor, Tensor]:
     """Divergence of rows, float64, and their changes (an empty tensor if no form is asked for)."""
-    compare = compiled.compare if compiled.suits(before, after) else _by_tensors
+    compare = acceleration.compare if acceleration.suits(before, after) else _by_tensors
     rows, change, unusual = compare(before, after, form)
     if bool(unusual.any()):
         exact_rows, exact_change = _from_definition(before[unusual], after[unusual], form)
@@ -105,7 +106,7 @@ def _compare(before: Tensor, after: Tensor, form: SketchForm | None) -> tuple[Te
 
 
 def _by_tensors(before: Tensor, after: Tensor, form: SketchForm | None) -> tuple[Tensor, Tensor, Tensor]:
-    """`workers.sensitivity.compiled.compare` for any floating type, on any device."""
+    """`workers.sensitivity.acceleration.compare` for any floating type, on any device."""
     p = before.softmax(-1)
     d = after - before
     d -= torch.linalg.vecdot(p, d)[:, None]

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from workers.sampling import SketchRequest
-from workers.sensitivity import compiled
+from workers.sensitivity import acceleration
 
 _SHORT_ROW = 32
 _PLACES = 1 << 16
@@ -123,8 +123,8 @@ class Projection:
         windows = self.signs.unfold(0, self.classes, 1)
         if self.width == self.classes:
             return change * windows[self.places[rows, 0]] * self.flips[rows]
-        if compiled.suits(change):
-            sums = compiled.project(change, self.signs, self.places[rows])
+        if acceleration.suits(change):
+            sums = acceleration.project(change, self.signs, self.places[rows])
         else:
             each = [torch.linalg.vecdot(change, windows[self.places[rows, k]]) for k in range(self.width)]
             sums = torch.stack(each, 1)

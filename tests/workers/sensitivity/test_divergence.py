@@ -6,7 +6,7 @@ import torch
 from scipy.special import rel_entr, softmax
 
 from workers.sampling import SketchForm
-from workers.sensitivity import compiled, divergence
+from workers.sensitivity import acceleration, divergence
 from workers.sensitivity.metrics import COST_LIMIT
 
 WAYS = ["compiled", "by tensors"]
@@ -16,7 +16,7 @@ WAYS = ["compiled", "by tensors"]
 def way(request, monkeypatch):
     """All of it holds compiled, and without numba."""
     if request.param == "by tensors":
-        monkeypatch.setattr(compiled, "suits", lambda *values: False)
+        monkeypatch.setattr(acceleration, "suits", lambda *values: False)
     return request.param
 
 

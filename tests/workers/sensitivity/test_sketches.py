@@ -6,7 +6,7 @@ import torch
 
 from workers.errors import RequestRefused
 from workers.sampling import SketchRequest
-from workers.sensitivity import compiled
+from workers.sensitivity import acceleration
 from workers.sensitivity.sketches import Projection
 
 
@@ -49,7 +49,7 @@ def projection_for(shape, seed=0):
 def test_compiled_sums_are_those_by_tensors(shape, monkeypatch):
     changes = two_changes(*shape[:2])[0]
     found = sketched(projection_for(shape), changes)
-    monkeypatch.setattr(compiled, "suits", lambda *values: False)
+    monkeypatch.setattr(acceleration, "suits", lambda *values: False)
     expected = sketched(projection_for(shape), changes)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -1,1 +1,1 @@
-"""Comparing outputs, compiled. Needs numba; `workers.sensitivity.compiled` decides when it is used."""
+"""Comparing outputs, compiled. Needs numba; `workers.sensitivity.acceleration` decides when it is used."""
