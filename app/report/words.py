@@ -197,18 +197,18 @@ def _handed_over(plan: Mapping[str, Any]) -> list[str]:
     costs = _calibrated if joint else measured_cost
     where, other, own = (
         (
-            "On the calibration data it",
+            "On the calibration data its",
             "plan of added costs",
             "Its costs add up to",
         )
         if joint
-        else ("It", "plan found by the search", "Its predicted cost is")
+        else ("Its", "plan found by the search", "Its predicted cost is")
     )
     if metric is not None:
         ours, theirs = (costs(p.get("measured"), metric) for p in (plan, search))
         if ours is not None and theirs is not None:
             sentences.append(
-                f"{where} measured {quantities.metric_value(ours, metric)} of {quantities.measure(metric).title}, the "
+                f"{where} {quantities.measure(metric).title} measured {quantities.metric_value(ours, metric)}, that of the "
                 f"{other} {quantities.metric_value(theirs, metric)}."
             )
     if plan.get("relative_gap") is not None:

@@ -91,6 +91,6 @@ def test_a_plan_with_interactions_says_why_it_was_handed_over(api, world):
     for path in (f"/plans/{plan_id}", f"/jobs/{job.id}"):
         text = page(api, path)
         assert "Plan with interactions handed over: it measured better." in text
-        assert "On the calibration data it measured 0.5" in text
+        assert "On the calibration data its KL divergence measured 0.5" in text
         assert "the plan of added costs 0.75" in text
         assert "Proven optimal" not in text

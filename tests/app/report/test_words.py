@@ -112,7 +112,7 @@ def test_a_uniform_plan_handed_over_tells_both_measured_costs():
         )
     )
     assert words.startswith("Uniform plan handed over: it measured better. ")
-    assert f"It measured 0.0300{SPACE}nats" in words
+    assert f"Its KL divergence measured 0.0300{SPACE}nats" in words
     assert f"found by the search 0.0500{SPACE}nats" in words
     assert f"within 25{SPACE}% of the best predicted" in words
 
@@ -144,8 +144,8 @@ def test_between_plans_of_the_search_the_calibration_data_are_told_to_decide():
     found = {"measured": {"values": {"kl": {"calibration": 0.0625, "evaluation": 0.01}}}}
     words = certificate_words(plan(origin="interactions", status="feasible", solver={"search": found}))
     assert words.startswith("Plan with interactions handed over: it measured better.")
-    told = "On the calibration data it measured 0.0200 nats of KL divergence"
-    assert f"{told}, the plan of added costs 0.0625 nats." in words.replace(SPACE, " ")
+    told = "On the calibration data its KL divergence measured 0.0200 nats"
+    assert f"{told}, that of the plan of added costs 0.0625 nats." in words.replace(SPACE, " ")
 
 
 def trial(before, after, *, accepted):
@@ -278,7 +278,7 @@ def taken_over(**changes):
 def test_a_plan_with_interactions_tells_the_costs_that_decided():
     words = certificate_words(taken_over())
     headline = "Plan with interactions handed over: it measured better."
-    assert words.startswith(f"{headline} On the calibration data it measured 0.03")
+    assert words.startswith(f"{headline} On the calibration data its KL divergence measured 0.03")
     assert "the plan of added costs 0.04" in words
     assert "0.05" not in words
     assert f"within 25{SPACE}% of the least possible" in words
@@ -288,12 +288,12 @@ def test_a_plan_with_interactions_tells_the_costs_that_decided():
 
 def test_costs_are_told_though_the_prediction_is_in_another_unit():
     words = certificate_words(taken_over(origin="uniform", predicted={"fisher": 3.0}))
-    assert "It measured 0.05" in words
+    assert "Its KL divergence measured 0.05" in words
     assert "the plan found by the search 0.02" in words
 
 
 def test_a_plan_with_interactions_that_was_not_measured_tells_no_costs():
-    assert "It measured" not in certificate_words(taken_over(measured=None))
+    assert "KL divergence" not in certificate_words(taken_over(measured=None))
 
 
 def test_what_outputs_were_compared():
