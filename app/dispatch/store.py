@@ -233,24 +233,31 @@ def requeue(session: Session, step: Requeue, problem: dict[str, Any] | None = No
 
 
 def give_up(session: Session, step: GiveUp, problem: dict[str, Any]) -> bool:
-    """RUNNING -> FAILED; a model whose inspection is given up is refused."""
+    """RUNNING -> FAILED; a model whose inspection is given up is refused.
+
+    What measures again around a plan is DONE instead: its steps are over, and the job has the plans that it had before.
+    """
+    task = session.get(Task, step.task_id)
+    if task is None:
+        return False
+    refines = task.kind is TaskKind.REFINE
     values = {
-        "state": TaskState.FAILED,
+        "state": TaskState.DONE if refines else TaskState.FAILED,
         "failures": Task.failures + 1,
         "problem": problem,
         "finished_at": utc_now(),
     }
-    if changed(session, _running(step.task_id, step.attempt).values(values)) != 1:
+
+    def given_up() -> bool:
+        return changed(session, _running(step.task_id, step.attempt).values(values)) == 1
+
+    if refines:
+        return steps.abandoned(session, step.task_id, given_up, problem["detail"])
+    if not given_up():
         return False
-    inspected = (
-        select(Task.model_id).where(Task.id == step.task_id, Task.kind == TaskKind.INSPECT).scalar_subquery()
-    )
-    changed(
-        session,
-        update(Model)
-        .where(Model.id == inspected, Model.state == ModelState.INSPECTING)
-        .values(state=ModelState.REFUSED, problem=problem),
-    )
+    if task.kind is TaskKind.INSPECT:
+        inspected = update(Model).where(Model.id == task.model_id, Model.state == ModelState.INSPECTING)
+        changed(session, inspected.values(state=ModelState.REFUSED, problem=problem))
     return True
 
 

@@ -6,7 +6,7 @@ last part of a go sees what is next, in the same transaction.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -32,7 +32,7 @@ from app.plans.refinement import (
     partitions,
     unchanged,
 )
-from app.plans.refining import PROBES, Choices, Refinement, changed, name_of
+from app.plans.refining import PROBES, Choices, Refinement, changed, name_of, refinement_of
 from app.plans.service import JobPlan, PlanLabel, add_plan, job_spec
 
 _OPEN = (TaskState.PENDING, TaskState.RUNNING)
@@ -188,6 +188,30 @@ def give_up(session: Session, at: Refinement, problem: str) -> None:
     standing = standing_of(session, at)
     if standing is not None:
         finish(session, at, standing.base, End.FAILED, problem)
+
+
+def abandoned(session: Session, task_id: str, given_up: Callable[[], bool], problem: str) -> bool:
+    """End the steps of a task that nobody can do: the plans are there without them.
+
+    Args:
+        session: For writing.
+        task_id: A REFINE task.
+        given_up: Gives the task up, if it still is as it was found.
+        problem: What went wrong with it.
+
+    Returns:
+        Whether it was given up.
+
+    Raises:
+        SolverError: See `refinement_of`.
+    """
+    job_id, part = session.get_one(Task, task_id).job_id, part_of(session, task_id)
+    assert job_id is not None
+    lock(session, job_id, part.ordinal)
+    done = given_up()
+    if done:
+        give_up(session, refinement_of(session, job_id, part.ordinal), problem)
+    return done
 
 
 def finish(session: Session, at: Refinement, base: Choices, end: End, problem: str | None = None) -> None:

@@ -5,6 +5,9 @@ from sqlalchemy import select
 
 import app.plans.allowance
 import app.plans.refining
+from app.dispatch import store
+from app.dispatch.lifecycle import GiveUp
+from app.dispatch.shard import FAILED
 from app.models import (
     Model,
     Plan,
@@ -17,7 +20,7 @@ from app.models import (
 from app.plans.refinement import End
 from workers.errors import MeasurementFailed
 
-from .played import allow, at_once, entries, in_turn, refined, run, told, trials
+from .played import allow, at_once, entries, in_turn, refined, run, start, told, trials, waiting
 
 
 @pytest.mark.parametrize("workers", [in_turn, at_once])
@@ -51,6 +54,45 @@ def test_an_error_later_on_keeps_the_steps_that_were_taken(world, refining, natu
     (plan,) = refined(look, job)
     assert plan.choices == trials(look, job)[0].choices
     assert told(look, job)["ended"] == End.FAILED
+
+
+def test_what_nobody_can_do_ends_the_steps_and_not_the_job(world, refining, nature, look):
+    """Not an error that is expected: a defect, after as many attempts as a task has."""
+    job = refining()
+
+    def break_later():
+        if trials(look, job):
+            raise ZeroDivisionError
+
+    nature.before_probe = break_later
+    ended = []
+    while tasks := waiting(world, job):
+        ended += in_turn(world, tasks[:1])
+    assert ended.count(FAILED) == world.settings.shard_attempts
+    (plan,) = refined(look, job)
+    assert plan.choices == trials(look, job)[0].choices
+    assert told(look, job)["ended"] == End.FAILED
+    assert "internal error" in told(look, job)["problem"]
+    found = look(Task, job)
+    assert TaskState.FAILED not in {task.state for task in found}
+    assert [task.kind for task in found if task.problem is not None] == [TaskKind.REFINE]
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_steps_and_not_the_job(world, refining, look):
+    job = refining()
+    task_id = waiting(world, job)[0]
+    attempt = start(world, task_id)
+    lost = {"detail": "its process died"}
+    with world.database.write() as session:
+        assert not store.give_up(session, GiveUp(task_id=task_id, attempt=attempt + 1), lost)
+    assert told(look, job) is None, "another attempt has it by now"
+    with world.database.write() as session:
+        assert store.give_up(session, GiveUp(task_id=task_id, attempt=attempt), lost)
+    assert told(look, job)["ended"] == End.FAILED
+    assert told(look, job)["problem"] == "its process died"
+    run(world, job)
+    assert refined(look, job) == []
+    assert {task.state for task in look(Task, job)} == {TaskState.DONE}
 
 
 def test_passes_that_the_job_may_not_spend_are_not_spent(world, refining, nature, look):
