@@ -51,6 +51,9 @@ logger = logging.getLogger(__name__)
 
 Conclude = Callable[[Session, str], None]
 
+_HASTY_ROUNDS = 4
+"""So many rounds that move something follow each other at once: a job goes from stage to stage without waiting in between."""
+
 CANCEL_GRACE_S = 30.0
 """How long a cancelled task may take to finish the entry in hand before its process is killed."""
 
@@ -94,6 +97,8 @@ class Dispatcher:
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._grace_s = cancel_grace_s
         self._renewed_at = -float("inf")
+        self.moved = False
+        """Whether the last round moved a job or started a task, so that more may follow at once."""
         self._stopping_since: dict[str, float] = {}
         self._killed: set[str] = set()
 
@@ -108,6 +113,7 @@ class Dispatcher:
         Raises:
             sqlalchemy.exc.DBAPIError: The database cannot be used just now.
         """
+        self.moved = False
         if not self._lead():
             return False
         situation = self._look()
@@ -177,6 +183,7 @@ class Dispatcher:
                 if store.settle(session, task.view.id):
                     logger.info(line("task_stopped", task_id=task.view.id, job_id=task.job_id))
             started = [task for task in chosen if store.start_task(session, task)]
+        self.moved = bool(steps or started)
         for step in concluding:
             self._conclude(step.job_id)
         return started
@@ -311,10 +318,11 @@ class DispatcherHandle:
         self._engine.close()
 
     def _run(self) -> None:
-        trouble = False
-        while not self._stop.wait(self._pause_s):
+        trouble, hasty = False, 0
+        while not self._stop.wait(self._pause_s if hasty in (0, _HASTY_ROUNDS) else 0.0):
             try:
                 self._dispatcher.tick()
+                hasty = hasty % _HASTY_ROUNDS + 1 if self._dispatcher.moved else 0
             except DBAPIError as error:
                 if not trouble:
                     logger.warning(line("database_unavailable", error=error.orig))

@@ -1,8 +1,12 @@
 """The dispatcher on a real database, with an engine whose every move the test decides."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 
-from app.dispatch.dispatcher import Dispatcher
+from app.dispatch import dispatcher
+from app.dispatch.dispatcher import Dispatcher, DispatcherHandle
 from app.dispatch.engine import Phase
 from app.dispatch.lifecycle import MAX_LOSSES
 from app.errors import EngineUnavailable
@@ -42,6 +46,58 @@ def test_a_job_goes_all_the_way(theatre):
     theatre.tick(3)
     assert theatre.concluded == [job_id]
     assert len(theatre.engine.submitted) == 4
+
+
+def test_a_round_tells_whether_more_may_follow_at_once(theatre):
+    theatre.tick()
+    assert not theatre.dispatcher.moved
+    job_id = theatre.add(add_job, shards=1)
+    told = []
+    for _ in range(2):
+        theatre.tick()
+        told.append(theatre.dispatcher.moved)
+    theatre.work(job_id, TaskKind.MEASURE)
+    for _ in range(3):
+        theatre.tick()
+        told.append(theatre.dispatcher.moved)
+    # The shard is started; it runs; the job enters its next stage; the task of that is started; it runs.
+    assert told == [True, False, True, True, False]
+
+
+@dataclass
+class Held:
+    """A thread that a test runs itself."""
+
+    target: Callable[[], None]
+    name: str
+    daemon: bool
+
+    def start(self):
+        pass
+
+
+def test_what_moves_is_not_waited_for_but_does_not_crowd_out_the_rest(monkeypatch):
+    """Pauses before each round: none after rounds that moved something, but for one after four of them."""
+    moved, pauses = [False, True, True, False, *[True] * 6, False], []
+
+    class Watch:
+        def wait(self, seconds):
+            pauses.append(seconds)
+            return len(pauses) > len(moved)
+
+    class Rounds:
+        moved = False
+
+        def tick(self):
+            self.moved = moved[len(pauses) - 1]
+
+        def resign(self):
+            pass
+
+    monkeypatch.setattr(dispatcher.threading, "Event", Watch)
+    monkeypatch.setattr(dispatcher.threading, "Thread", Held)
+    DispatcherHandle(Rounds(), None, 0.5)._thread.target()
+    assert pauses == [0.5, 0.5, 0, 0, 0.5, 0, 0, 0, 0.5, 0, 0, 0.5]
 
 
 def test_a_job_with_nothing_to_measure_starts_by_itself(theatre):
