@@ -41,6 +41,21 @@ class RecentlyUsed(Generic[T]):
             self._values.pop(key, None)
             self.get(key, lambda: value)
 
+    def keep_while(self, fits: Callable[[T], bool]) -> None:
+        """From what was used last on, keep values as long as they fit; forget the first that does not, and all before."""
+        with self._lock:
+            kept: OrderedDict[Hashable, T] = OrderedDict()
+            for key, value in reversed(self._values.items()):
+                if not fits(value):
+                    break
+                kept[key] = value
+            self._values = OrderedDict(reversed(kept.items()))
+
+    def values(self) -> list[T]:
+        """What is kept; what was used last comes last."""
+        with self._lock:
+            return list(self._values.values())
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

@@ -1,7 +1,8 @@
 """What a worker process keeps between shards: models, data, the float model's outputs, and the last prefixes.
 
 Shards of one job come to a worker one after the other and need the same things. Files are known by path, size
-and time of change. Everything is bounded: few models and data sets, one reference, one set of prefixes.
+and time of change. Everything is bounded: few models and data sets, one set of prefixes, and the float model's outputs for as
+many blocks of samples of one model as half of the memory for activations holds: rounds come back to them.
 """
 
 from collections.abc import Hashable, Iterable
@@ -33,6 +34,8 @@ from workers.sensitivity.recent import RecentlyUsed
 from workers.sensitivity.reference import FloatOutputs, Reference, output_variance
 from workers.sensitivity.stacking import Stacking
 
+_MOST_SETUPS = 16
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedModel:
@@ -59,7 +62,7 @@ class _Caches:
     activations: RecentlyUsed[ActivationRanges] = field(default_factory=lambda: RecentlyUsed(2))
     outputs: RecentlyUsed[FloatOutputs] = field(default_factory=lambda: RecentlyUsed(2))
     moments: RecentlyUsed[dict[str, InputMoments]] = field(default_factory=lambda: RecentlyUsed(1))
-    setups: RecentlyUsed[Setup] = field(default_factory=lambda: RecentlyUsed(1))
+    setups: RecentlyUsed[Setup] = field(default_factory=lambda: RecentlyUsed(_MOST_SETUPS))
     prefixes: RecentlyUsed[Prefixes] = field(default_factory=lambda: RecentlyUsed(1))
     stackings: RecentlyUsed[Stacking] = field(default_factory=lambda: RecentlyUsed(1))
 
@@ -238,6 +241,7 @@ def prepare(request: MeasureRequest) -> Setup:
         WorkerError: See `load_model`, `load_batches`, `Reference.measure`, `load_activations` and `load_moments`.
     """
     setup = _CACHES.setups.get(_setup_key(request), lambda: _prepare(request))
+    _bound_outputs(request.memory_bytes // 2)
     observation = request.observation or Observation(
         path=request.calibration_path, seed=request.seed, samples=request.samples, indices=request.indices
     )
@@ -248,8 +252,24 @@ def prepare(request: MeasureRequest) -> Setup:
     return setup if moments is None else replace(setup, moments=moments)
 
 
+def _bound_outputs(limit_bytes: int) -> None:
+    """Forget the float model's outputs for what was not used for longest, until the rest takes so much at most."""
+    newest = _CACHES.setups.values()[-1]
+    taken = 0
+
+    def fits(setup: Setup) -> bool:
+        nonlocal taken
+        taken += setup.reference.kept_bytes
+        return setup is newest or taken <= limit_bytes
+
+    _CACHES.setups.keep_while(fits)
+
+
 def _prepare(request: MeasureRequest) -> Setup:
     loaded = load_model(request.model_path, request.device, request.output, request.compute_dtype)
+    # Before making: what belongs to another measurement would take room beside it.
+    _CACHES.prefixes.clear()
+    _CACHES.setups.keep_while(lambda setup: setup.program is loaded.program)
     batches = load_batches(
         request.calibration_path,
         loaded,
@@ -315,7 +335,8 @@ def take_prefixes(request: MeasureRequest, setup: Setup) -> Prefixes:
     _CACHES.prefixes.clear()  # those of another measurement would take room beside the new ones
     if kept is not None:
         return kept
-    room = max(0, request.memory_bytes - setup.reference.kept_bytes)
+    outputs = sum(kept.reference.kept_bytes for kept in _CACHES.setups.values())
+    room = max(0, request.memory_bytes - outputs)
     return Prefixes(setup.program, setup.batches, memory_bytes=room)
 
 
@@ -334,17 +355,7 @@ def load_stacking(request: MeasureRequest, setup: Setup) -> Stacking:
 
 def forget() -> None:
     """Drop everything that is kept."""
-    for cache in (
-        _CACHES.stackings,
-        _CACHES.prefixes,
-        _CACHES.setups,
-        _CACHES.outputs,
-        _CACHES.activations,
-        _CACHES.variances,
-        _CACHES.moments,
-        _CACHES.datasets,
-        _CACHES.models,
-    ):
+    for cache in vars(_CACHES).values():
         cache.clear()
 
 
