@@ -43,7 +43,9 @@ OnUpdate = Callable[[JobUpdate], None]
 
 _BLOCK = 1 << 20
 _LOOK_S = 0.1
-"""Pause between two looks at the job, in seconds."""
+"""Pause between two looks at the job, in seconds, at least."""
+_PAUSES = 20.0
+_LONGEST_PAUSE_S = 1.0
 
 
 class SearchProblem(Exception):
@@ -236,6 +238,7 @@ def _await_job(database: Database, job_id: str, engine: Engine, on_update: OnUpd
     last: JobUpdate | None = None
     try:
         while True:
+            started = time.perf_counter()
             job = snapshot(database, job_id).job
             update = JobUpdate(state=job.state.value, progress=job.progress.model_dump(mode="json"))
             if update != last:
@@ -246,12 +249,17 @@ def _await_job(database: Database, job_id: str, engine: Engine, on_update: OnUpd
             if job.state.final:
                 raise SearchProblem(job.problem or _cancelled(job_id))
             engine.need()
-            time.sleep(_LOOK_S)
+            time.sleep(_pause_after(time.perf_counter() - started))
     except (KeyboardInterrupt, Stop):
         with database.write() as session:
             if not jobs.get_job(session, job_id).state.final:
                 jobs.cancel_job(session, job_id)
         raise
+
+
+def _pause_after(look_s: float) -> float:
+    """Seconds until the next look at a job: one of thousands of entries takes time that the workers may need."""
+    return max(_LOOK_S, min(_PAUSES * look_s, _LONGEST_PAUSE_S))
 
 
 def _await_plans(database: Database, ids: Sequence[str], engine: Engine, on_update: OnUpdate) -> None:

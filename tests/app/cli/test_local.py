@@ -139,3 +139,9 @@ def test_further_plans_are_measured_once_and_a_watcher_can_stop_a_search(
     with pytest.raises(Stop):
         search(files, REQUEST | {"budgets": ["3 bits"]}, settings, stop)
     assert [state for _, state in jobs(settings)] == [JobState.DONE, JobState.CANCELLED]
+
+
+def test_a_job_that_takes_long_to_look_at_is_looked_at_more_rarely():
+    assert [local._pause_after(seconds) for seconds in (0.0, 0.004, 0.02, 3.0)] == pytest.approx(
+        [0.1, 0.1, 0.4, 1.0]
+    )
