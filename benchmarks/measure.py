@@ -6,15 +6,17 @@ The same search runs on the same samples in each way, in a data directory of its
   reckoned, entries times one timed float pass over the number of workers, and only as many entries as fit are run, drawn at
   random. What is run tells whether the exact table equals it, bit for bit; the program ends with 1 if it does not.
 * ``exact``: every entry by prefix reuse (``--metric kl`` or ``mse``).
-* ``racing``: every entry on a first block of the samples (a quarter to an eighth), and on more where a plan may still change (with ``--regret``).
+* ``racing``: every entry on a first block of the samples (a quarter to an eighth), and on more where a plan may still
+  change (with ``--regret``).
 * ``estimates``: Gauss-Newton probes, nothing measured (``--metric probe``).
 * ``auto``: estimates, and measuring where they leave a plan open.
 
 The *regret* of a way is what its plan for a budget costs more than the best one, both by the exact table; with ``--skip
-exact``, where that would take hours, by the table of racing. Estimates alone are also compared by the rank correlation with the exact costs (Spearman), between
-units at each bit-width. An exact table takes hours for large models; ``--table`` takes one that was measured before (the
-result of ``bitwright search --metric kl --json`` with the same model, samples, widths and budgets), and does not measure it again. Seconds are wall-clock, until all costs are known; processor seconds are the workers'; *passes* are
-these in units of one float pass; memory is the most that one worker had (Linux).
+exact``, where that would take hours, by the table of racing, or by one that was measured before (``--table``: the result of
+``bitwright search --metric kl --json`` with the same model, samples, widths and budgets). Estimates alone are also compared
+by the rank correlation with the exact costs (Spearman), between units at each bit-width. Seconds are wall-clock, until all
+costs are known; processor seconds are the workers'; *passes* are these in units of one float pass; memory is the most that
+one worker had (Linux).
 Without a model it builds EfficientNet-Lite0 and photos (see ``examples/efficientnet_lite0.py``)::
 
     python benchmarks/measure.py --samples 64 --json measure.json

@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.jobs import repository
+from app.jobs.blocks import FEWEST
 from app.jobs.entries import PlannedEntry, Source, plan_entries
 from app.jobs.keys import SampleChoice, probe_key
 from app.jobs.offer import Offer, offer_of
@@ -70,7 +71,11 @@ def is_raced(request: Mapping[str, Any]) -> bool:
 
 def measure_blocks(source: Source, request: Mapping[str, Any]) -> tuple[Block, ...]:
     """What entries are measured on, one block a round, where samples are chosen by what plans need; else all samples."""
-    return cut(source.choice.used, request["blocks"]) if "blocks" in request else (whole_block(source),)
+    if request.get("regret") is None:
+        return (whole_block(source),)
+    return cut(
+        source.choice.used, request.get("blocks", FEWEST)
+    )  # jobs from before there was a choice have the fewest
 
 
 def cut(samples: int, parts: int) -> tuple[Block, ...]:

@@ -241,7 +241,7 @@ def prepare(request: MeasureRequest) -> Setup:
         WorkerError: See `load_model`, `load_batches`, `Reference.measure`, `load_activations` and `load_moments`.
     """
     setup = _CACHES.setups.get(_setup_key(request), lambda: _prepare(request))
-    _bound_outputs(request.memory_bytes // 2)
+    _bound_outputs(setup, request.memory_bytes // 2)
     observation = request.observation or Observation(
         path=request.calibration_path, seed=request.seed, samples=request.samples, indices=request.indices
     )
@@ -252,9 +252,8 @@ def prepare(request: MeasureRequest) -> Setup:
     return setup if moments is None else replace(setup, moments=moments)
 
 
-def _bound_outputs(limit_bytes: int) -> None:
+def _bound_outputs(newest: Setup, limit_bytes: int) -> None:
     """Forget the float model's outputs for what was not used for longest, until the rest takes so much at most."""
-    newest = _CACHES.setups.values()[-1]
     taken = 0
 
     def fits(setup: Setup) -> bool:

@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.jobs.blocks import FEWEST, MOST, free_positions, measure_blocks
+from app.jobs.tasks import cut, source_of
+from app.jobs.tasks import measure_blocks as measure_blocks_of
 from app.models import Model
 from workers.contracts import InputInfo, Metric
 
@@ -81,3 +83,11 @@ def test_a_job_says_into_how_many_where_plans_decide(api, world, outputs, values
     job = api.post("/v1/jobs", json=world.body(model=model_id, **values))
     assert job.status_code == 202, job.json()
     assert job.json()["request"].get("blocks") == blocks
+
+
+def test_jobs_from_before_there_was_a_choice_have_quarters(world):
+    for metric, regret, parts in (("auto", 0.01, FEWEST), ("kl", 0.01, FEWEST), ("kl", None, 1)):
+        job = world.job(metric=metric, **({} if regret is None else {"regret": regret}))
+        with world.database.read() as session:
+            blocks = measure_blocks_of(source_of(session, job), {"regret": regret})
+        assert blocks == cut(40, parts)
