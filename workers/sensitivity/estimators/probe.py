@@ -17,6 +17,7 @@ Cost in forward passes over the samples: one per group of probes, and per probe 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -225,14 +226,6 @@ class _Probing:
         self._flow = Dataflow.of(setup.program.model)
         self._entries = Entries.of(setup.table, wanted)
         self._uses = Uses.of(self._flow, self._entries.units)
-        self._changes = Changes(
-            program=setup.program,
-            units=self._entries.units,
-            candidates=self._entries.candidates,
-            operands=self._uses.operands,
-            quantize=options.quantize,
-            memory_bytes=options.changes_bytes,
-        )
         self._plan = Plan(
             program=setup.program,
             flow=self._flow,
@@ -242,6 +235,20 @@ class _Probing:
             precision=Precision(device=setup.program.device, products=options.dtype),
         )
         self._layouts = find_layouts(self._plan, self._start, setup.batches)
+        self._changes = Changes(
+            program=setup.program,
+            units=self._entries.units,
+            candidates=self._entries.candidates,
+            operands=self._uses.operands,
+            quantize=options.quantize,
+            memory_bytes=options.changes_bytes if self._walks_again() else 0,
+        )
+
+    def _walks_again(self) -> bool:
+        """Whether the graph is walked back more than once for some probe or sample: else nothing kept is of use."""
+        batches = self._setup.batches
+        feeds = (feed for batch in range(len(batches)) for feed in self._layouts.feeds(batches, batch))
+        return self._walks > self._options.together or len(list(islice(feeds, 2))) > 1
 
     def group(self, probes: range) -> Iterator[ProbeValues]:
         """Probes that share their forward passes."""

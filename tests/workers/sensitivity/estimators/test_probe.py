@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -308,10 +309,31 @@ def test_gradients_are_freed_on_the_way(make_setup):
         alive.append(sum(held.values()))
         return (weight * 8).round() / 8
 
-    options = ProbeOptions(probes=1, quantize=quantize, changes_bytes=0)
+    options = ProbeOptions(probes=1, quantize=quantize)
     list(probe(case.setup, [(unit.info.name, case.candidates[0]) for unit in case.units], options))
     assert len(alive) == 20
     assert max(alive) - min(alive) < 3 * 512 * 512 * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "made"),
+    [
+        ({"batch_size": 3}, 1),
+        ({"batch_size": 5, "together": 1}, 1),
+        ({"batch_size": 3, "changes_bytes": 0}, 2),
+    ],
+)
+def test_changes_are_made_once_where_they_are_walked_over_again(make_setup, changes, made):
+    case = make_setup(*models.build("linear"), batch_size=changes.pop("batch_size"))
+    asked = Counter()
+
+    def quantize(unit, weight, candidate):
+        asked[unit.info.name, candidate] += 1
+        return (weight * 8).round() / 8
+
+    list(probe(case.setup, case.wanted, ProbeOptions(**{"probes": 2, "quantize": quantize} | changes)))
+    assert set(asked) == set(case.wanted)
+    assert set(asked.values()) == {made}
 
 
 def test_progress_reaches_its_end_step_by_step(make_setup):
