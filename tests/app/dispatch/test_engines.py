@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import uuid
 
 import engine_tasks
@@ -189,3 +191,12 @@ def test_a_local_engine_whose_processes_never_come_up_fails_its_tasks(tmp_path):
         assert engine.status("b/0").phase is Phase.ERROR
     finally:
         engine.close()
+
+
+def test_workers_have_compiled_code_before_they_have_a_task():
+    code = (
+        "import sys; from app.dispatch.shard import preload; preload(1); "
+        "print({'workers.quant.kernels.values', 'workers.sensitivity.kernels.changes'} <= set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "True"

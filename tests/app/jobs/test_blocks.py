@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from app.jobs.blocks import FEWEST, MOST, free_positions, measure_blocks
 from app.jobs.tasks import cut, source_of
 from app.jobs.tasks import measure_blocks as measure_blocks_of
-from app.models import Model
+from app.models import Dataset, Model
 from workers.contracts import InputInfo, Metric
 
 
@@ -83,6 +83,21 @@ def test_a_job_says_into_how_many_where_plans_decide(api, world, outputs, values
     job = api.post("/v1/jobs", json=world.body(model=model_id, **values))
     assert job.status_code == 202, job.json()
     assert job.json()["request"].get("blocks") == blocks
+
+
+@pytest.mark.parametrize(("size", "blocks"), [(4, 8), (1, 4)])
+def test_positions_are_those_of_the_data_where_the_model_leaves_them_open(api, world, size, blocks):
+    model_id, dataset_id = world.model().id, world.dataset().id
+    with world.database.write() as session:
+        model = session.get_one(Model, model_id)
+        model.description = model.description | {
+            "inputs": [{"name": "x", "dtype": "float32", "shape": [None, 3, size if size == 1 else None, 4]}],
+            "outputs": [{"name": "y", "dtype": "float32", "shape": [None, None, 10]}],
+        }
+        dataset = session.get_one(Dataset, dataset_id)
+        dataset.tensors = {"x": {"dtype": "float32", "shape": [40, 3, size, 4]}}
+    job = api.post("/v1/jobs", json=world.body(model=model_id, dataset=dataset_id, metric="auto")).json()
+    assert job["request"]["blocks"] == blocks
 
 
 def test_jobs_from_before_there_was_a_choice_have_quarters(world):
