@@ -42,6 +42,13 @@ _MEASURES = {
     "top1_accuracy": Measure(
         title="Top-1 accuracy", short="top-1 accuracy", unit="%", fraction=True, higher_is_better=True
     ),
+    "float_top1_accuracy": Measure(
+        title="Top-1 accuracy, float model",
+        short="float top-1 accuracy",
+        unit="%",
+        fraction=True,
+        higher_is_better=True,
+    ),
 }
 
 

@@ -93,6 +93,8 @@ def test_duration(seconds, text):
 def test_values_carry_the_unit_of_their_metric():
     assert q.metric_value(0.0123, "kl") == f"0.0123{THIN}nats"
     assert q.metric_value(0.912, "top1_agreement") == f"91.2{THIN}%"
+    assert q.metric_value(0.297, "float_top1_accuracy") == f"29.7{THIN}%"
+    assert q.measure("float_top1_accuracy").title == "Top-1 accuracy, float model"
     assert q.metric_value(0.5, "some_new_metric") == "0.500"
     assert q.metric_value(None, "kl") == q.NOTHING
     assert q.measure("some_new_metric").title == "Some new metric"
