@@ -111,6 +111,31 @@ def rows(database, table):
         return {row.key: row.created_at for row in session.query(table)}
 
 
+def search_arguments(files, data_dir):
+    """The same search on the command line."""
+    words = [
+        "search",
+        files.model,
+        "--calibration",
+        files.calibration,
+        "--budget",
+        "4 bits",
+        "--workers",
+        "1",
+    ]
+    words += [
+        "--candidates",
+        ",".join(map(str, BITS)),
+        "--metric",
+        "auto",
+        "--data-dir",
+        data_dir,
+        "--json",
+        "-",
+    ]
+    return [*map(str, words)]
+
+
 def test_an_estimated_search_is_as_good_as_one_that_measures_all(files, exact, tmp_path, capsys):
     settings = Settings(data_dir=tmp_path / "data", workers=1)
     database = get_database(settings.resolved_database_url)
@@ -125,27 +150,7 @@ def test_an_estimated_search_is_as_good_as_one_that_measures_all(files, exact, t
     before = rows(database, ProbeResult)
     assert before
 
-    arguments = [
-        "search",
-        files.model,
-        "--calibration",
-        files.calibration,
-        "--budget",
-        "4 bits",
-        "--workers",
-        "1",
-    ]
-    arguments += [
-        "--candidates",
-        ",".join(map(str, BITS)),
-        "--metric",
-        "auto",
-        "--data-dir",
-        settings.data_dir,
-        "--json",
-        "-",
-    ]
-    assert run([*map(str, arguments)]) == 0
+    assert run(search_arguments(files, settings.data_dir)) == 0
     document = json.loads(capsys.readouterr().out)
     then = rows(database, ProbeResult)
     assert {key: then[key] for key in before} == before, "what was estimated is not estimated again"
