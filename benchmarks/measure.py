@@ -9,7 +9,8 @@ The same search runs on the same samples in each way, in a data directory of its
 * ``racing``: every entry on a first block of the samples (a quarter to an eighth), and on more where a plan may still
   change (with ``--regret``).
 * ``estimates``: Gauss-Newton probes, nothing measured (``--metric probe``).
-* ``auto``: estimates, and measuring where they leave a plan open.
+* ``auto``: estimates, and measuring where they leave a plan open; *bounded*, measuring takes two passes for each probe at most
+  (``--max-passes``): with the probes' own four that is what six passes a probe can tell.
 
 The *regret* of a way is what its plan for a budget costs more than the best one, both by the exact table; with ``--skip
 exact``, where that would take hours, by the table of racing, or by one that was measured before (``--table``: the result of
@@ -58,7 +59,13 @@ from workers.intake.packing import packed  # noqa: E402
 
 BUDGETS = ("2.5 bits", "3 bits", "4 bits", "5 bits")
 CANDIDATES = (2, 3, 4, 5, 6, 8)
-WAYS = {"exact": "exact", "racing": "exact, racing", "probe": "estimates only", "auto": "auto"}
+WAYS = {
+    "exact": "exact",
+    "racing": "exact, racing",
+    "probe": "estimates only",
+    "bounded": "auto, bounded",
+    "auto": "auto",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +163,7 @@ def row_of(way: str, found: Found, reference: dict[str, Any], plain: Plain, unit
         regrets=() if found.document is reference else regrets(found.document, reference),
         equal=None if same is None else sum(same),
         compared=None if same is None else len(same),
-        correlations=rank_correlations(found.document, reference) if way == "probe" else (),
+        correlations=rank_correlations(found.document, reference) if way in {"probe", "bounded"} else (),
         foretold=found.foretold,
     )
 
@@ -287,12 +294,16 @@ def arguments() -> argparse.Namespace:
         metavar="JSON",
         help="a search's result with everything measured, instead of the exact way",
     )
-    parser.add_argument("--skip", nargs="+", choices=["exact", "probe", "auto"], default=[], help="ways")
+    parser.add_argument(
+        "--skip", nargs="+", choices=["exact", "racing", "probe", "bounded", "auto"], default=[], help="ways"
+    )
     parser.add_argument("--quick", action="store_true", help="8 samples, 3 widths, 2 budgets: a trial run")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write every number")
     given = parser.parse_args()
     if (given.model is None) != (given.calibration is None):
         parser.error("--model and --calibration go together")
+    if given.table is None and {"exact", "racing"} <= {*given.skip}:
+        parser.error("without exact and racing, --table has to tell what plans cost")
     if given.quick:
         given.samples = given.samples or 8
         given.candidates = given.candidates or [2, 4, 8]

@@ -49,16 +49,13 @@ class Asked:
 
     def request(self, way: str) -> dict[str, Any]:
         """The members of the job that comes by its costs in this way."""
+        auto = {"metric": "auto", "compare": self.compare, "probes": self.probes, "regret": self.regret}
         how: dict[str, dict[str, Any]] = {
             "exact": {"metric": self.compare},
             "racing": {"metric": self.compare, "regret": self.regret},
             "probe": {"metric": "probe", "compare": self.compare, "probes": self.probes},
-            "auto": {
-                "metric": "auto",
-                "compare": self.compare,
-                "probes": self.probes,
-                "regret": self.regret,
-            },
+            "bounded": auto | {"max_passes": 2.0 * self.probes},
+            "auto": auto,
         }
         return how[way] | {
             "budgets": list(self.budgets),

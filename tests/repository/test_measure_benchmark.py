@@ -224,10 +224,33 @@ def test_a_table_that_was_measured_before_is_not_measured_again(
     monkeypatch.setattr(script, "float_pass", lambda _asked: ways.FloatPass(seconds=1.0, cpu_seconds=1.0))
     monkeypatch.setattr(script, "plain_loop", lambda *_given: plain)
     monkeypatch.setattr(script, "searched", searched)
-    given = SimpleNamespace(naive_minutes=1.0, skip=["probe"])
+    given = SimpleNamespace(naive_minutes=1.0, skip=["probe", "bounded"])
     result = script.compared(asked, given, table, tmp_path, Console(quiet=True))
     assert run == ["racing", "auto"]
     assert result.reference == "exact"
     assert [row.regrets for row in result.rows] == [(), (pytest.approx(0.125),), (pytest.approx(0.125),)]
     script.compared(asked, given, None, tmp_path, Console(quiet=True))
     assert run[2:] == ["exact", "racing", "auto"]
+    given.skip = ["racing", "probe"]
+    script.compared(asked, given, table, tmp_path, Console(quiet=True))
+    assert run[5:] == ["bounded", "auto"]
+
+
+def test_bounded_measuring_takes_two_passes_for_each_probe(
+    benchmark: tuple[ModuleType, ModuleType], asked: Any
+) -> None:
+    free, bounded = asked.request("auto"), asked.request("bounded")
+    assert bounded.pop("max_passes") == 2 * asked.probes
+    assert bounded == free
+
+
+def test_some_way_has_to_tell_what_plans_cost(
+    benchmark: tuple[ModuleType, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script, _ = benchmark
+    monkeypatch.setattr("sys.argv", ["measure.py", "--skip", "exact", "racing"])
+    with pytest.raises(SystemExit):
+        script.arguments()
+    assert "--table" in capsys.readouterr().err
