@@ -3,8 +3,8 @@
 The same search runs on the same samples in each way, in a data directory of its own, so that nothing is shared:
 
 * ``plain loop``: every entry (unit, candidate) a whole pass. Where that would take longer than ``--naive-minutes`` it is
-  reckoned, entries times one timed float pass over the number of workers, and only as many entries as fit are run, drawn at
-  random. What is run tells whether the exact table equals it, bit for bit; the program ends with 1 if it does not.
+  reckoned, entries times a float pass (the median of those timed between the ways) over the number of workers, and only as many
+  entries as fit are run, drawn at random. What is run tells whether the exact table equals it, bit for bit; the program ends with 1 if it does not.
 * ``exact``: every entry by prefix reuse (``--metric kl`` or ``mse``).
 * ``racing``: every entry on a first block of the samples (a quarter to an eighth), and on more where a plan may still
   change (with ``--regret``).
@@ -51,8 +51,10 @@ from benchmarks.measure_ways import (  # noqa: E402
     Found,
     Plain,
     float_pass,
+    middle,
     offered,
     plain_loop,
+    reckoned_again,
     searched,
 )
 from workers.intake.packing import packed  # noqa: E402
@@ -192,7 +194,14 @@ def compared(
     console.print(f"one float pass takes {unit.seconds:.2f} s; plain loop:")
     plain = plain_loop(asked, entries, unit, given.naive_minutes)
     skipped = {*given.skip} if table is None else {*given.skip, "exact"}
-    found = {way: searched(asked, way, folder, console) for way in WAYS if way not in skipped}
+    found: dict[str, Found] = {}
+    passes = [unit]
+    for way in WAYS:
+        if way not in skipped:
+            found[way] = searched(asked, way, folder, console)
+            passes.append(float_pass(asked))
+    unit = middle(passes)
+    plain = reckoned_again(plain, len(entries), asked.workers, unit)
     reference = "racing" if table is None and "exact" in skipped else "exact"
     document = found[reference].document if table is None else table
     rows = [row_of(way, each, document, plain, unit) for way, each in found.items()]

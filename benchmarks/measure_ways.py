@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from os import getpid, sysconf
 from pathlib import Path
@@ -253,12 +253,29 @@ def plain_loop(asked: Asked, entries: Sequence[Entry], unit: FloatPass, minutes:
     with Usage() as usage, ProcessPoolExecutor(asked.workers, get_context("spawn")) as pool:
         found = list(pool.map(_plain_part, [asked] * len(parts), parts))
     means = {entry: mean for part, _, _ in found for entry, mean in part.items()}
-    if reckoned:
-        seconds = len(entries) * unit.seconds / asked.workers
-        cpu = len(entries) * unit.cpu_seconds
-    else:
-        seconds, cpu = max(wall for _, wall, _ in found), math.fsum(cpu for _, _, cpu in found)
-    return Plain(means=means, seconds=seconds, cpu_seconds=cpu, peak_mib=usage.peak_mib, reckoned=reckoned)
+    ran = Plain(
+        means=means,
+        seconds=max(wall for _, wall, _ in found),
+        cpu_seconds=math.fsum(cpu for _, _, cpu in found),
+        peak_mib=usage.peak_mib,
+        reckoned=reckoned,
+    )
+    return reckoned_again(ran, len(entries), asked.workers, unit)
+
+
+def reckoned_again(plain: Plain, entries: int, workers: int, unit: FloatPass) -> Plain:
+    """The plain loop as a float pass says, where it is reckoned at all."""
+    if not plain.reckoned:
+        return plain
+    return replace(plain, seconds=entries * unit.seconds / workers, cpu_seconds=entries * unit.cpu_seconds)
+
+
+def middle(passes: Sequence[FloatPass]) -> FloatPass:
+    """The median of passes timed at several moments of a run: a machine's speed drifts."""
+    return FloatPass(
+        seconds=statistics.median(each.seconds for each in passes),
+        cpu_seconds=statistics.median(each.cpu_seconds for each in passes),
+    )
 
 
 def offered(asked: Asked) -> list[Entry]:

@@ -108,6 +108,11 @@ def test_what_would_take_too_long_is_reckoned(benchmark: tuple[ModuleType, Modul
     assert plain.reckoned
     assert len(plain.means) == 6
     assert (plain.seconds, plain.cpu_seconds) == (8 * 20.0 / 2, 8 * 19.0)
+    passes = [
+        ways.FloatPass(seconds=wall, cpu_seconds=cpu) for wall, cpu in ((20.0, 9.0), (30.0, 8.0), (25.0, 7.0))
+    ]
+    again = ways.reckoned_again(plain, len(entries), 2, ways.middle(passes))
+    assert (again.seconds, again.cpu_seconds) == (8 * 25.0 / 2, 8 * 8.0)
     few = ways.plain_loop(asked, entries, ways.FloatPass(seconds=1e6, cpu_seconds=1.0), minutes=1.0)
     assert len(few.means) == 4, "two for each worker, to compare at all"
 
