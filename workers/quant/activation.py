@@ -43,3 +43,21 @@ class ActivationQuantizer:
         """
         scale, zero_point = self.parameters(values.dtype)
         return quantize_dequantize(values.to(scale.dtype), scale, zero_point, self.codes).to(values.dtype)
+
+    @torch.no_grad()
+    def inside(self, values: Tensor) -> Tensor:
+        """Where values lie in the represented range: the derivative of quantizing, passed straight through.
+
+        Args:
+            values: Any shape, floating point.
+
+        Returns:
+            Same shape, bool; both ends count.
+
+        Source: Y. Bengio et al., "Estimating or propagating gradients through stochastic neurons", 2013.
+        """
+        scale, zero_point = self.parameters(values.dtype)
+        low, high = (
+            float(scale * (code - zero_point)) for code in (self.codes.quant_min, self.codes.quant_max)
+        )
+        return (values >= low) & (values <= high)

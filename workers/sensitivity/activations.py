@@ -15,13 +15,15 @@ from torch import Tensor
 
 from workers.contracts import Candidate, PerTensor, RangeMethod, Scheme
 from workers.errors import RequestRefused
-from workers.graph.program import Operands, Override, Program
+from workers.graph.program import Override, Program
 from workers.graph.units import Unit, UnitTable
 from workers.quant import CodeRange, HistogramObserver
 from workers.quant.activation import ActivationQuantizer
 from workers.sensitivity.batches import Batches
 
 Choices = Sequence[tuple[str, Candidate]]
+QuantizedOperands = Mapping[int, Mapping[torch.fx.Node, ActivationQuantizer]]
+"""Step index -> node it reads -> what quantizes the node's value for that step."""
 
 
 ACTIVATION_SCHEME = Scheme(granularity=PerTensor(), symmetric=False, range_method=RangeMethod.MSE)
@@ -116,7 +118,9 @@ def observe(
     return ActivationRanges(observers)
 
 
-def quantized_operands(table: UnitTable, choices: Choices, ranges: ActivationRanges | None) -> Operands:
+def quantized_operands(
+    table: UnitTable, choices: Choices, ranges: ActivationRanges | None
+) -> QuantizedOperands:
     """What the steps of units see in place of their inputs.
 
     Args:

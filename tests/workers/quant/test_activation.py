@@ -50,3 +50,18 @@ def test_zero_is_exact_and_the_outside_saturates():
 def test_symmetric():
     result = quantizer(-0.5, 2.0, 3, symmetric=True)(torch.linspace(-4, 4, 99))
     torch.testing.assert_close(result.unique(), torch.arange(-3, 4) * (2.0 / 3))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_inside_is_where_rounding_moves_values_by_half_a_step_at_most(symmetric):
+    """Both ends count; elsewhere a value is clipped, and a change of it changes nothing."""
+    found = quantizer(-0.77, 1.9, 3, symmetric=symmetric)
+    values = torch.linspace(-4, 4, 4001, dtype=torch.float64)
+    scale, zero_point = (float(value) for value in found.parameters(torch.float64))
+    low, high = ((code - zero_point) * scale for code in (found.codes.quant_min, found.codes.quant_max))
+    inside = found.inside(values)
+    assert torch.equal(inside, (values >= low) & (values <= high))
+    assert bool(found.inside(torch.tensor([low, high], dtype=torch.float64)).all())
+    moved = (found(values) - values).abs()
+    assert float(moved[inside].max()) <= scale / 2 + 1e-12
+    assert torch.equal(found(values[~inside]), found(values[~inside] + 0.01 * values[~inside].sign()))

@@ -11,7 +11,11 @@ with g the gradient of the joint cost at the quantized weights, and ``v_k`` what
 model's own outputs. For the KL divergence that is its Fisher information, whatever the float model says. The gradient is
 one more walk back beside the probes', without randomness; it is 0 at the float model, whose cost is least.
 
-Source: Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent, section 3.
+Where the plan quantizes inputs of units, derivatives are passed straight through their quantizers, and a change of a unit's
+input width changes what its steps see: from what the plan makes of the input to what the other width makes of it.
+
+Sources: Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent, section 3; Y. Bengio et al.
+(2013), Estimating or propagating gradients through stochastic neurons.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +25,10 @@ import torch
 from torch import Tensor
 
 from workers.contracts import Candidate
-from workers.errors import RequestRefused
 from workers.graph.units import Unit
+from workers.sensitivity.activations import quantized_operands
 from workers.sensitivity.estimators.feeds import Feed
+from workers.sensitivity.estimators.pairs import Pairs
 from workers.sensitivity.estimators.probe import ProbeOptions, signed, walk
 from workers.sensitivity.estimators.starts import gradient_of
 from workers.sensitivity.exact import Setup, quantized
@@ -62,20 +67,15 @@ def probe_around(
         Both parts, sample by sample.
 
     Raises:
-        RequestRefused: A choice or an entry quantizes activations; else as `workers.sensitivity.estimators.probe.probe`.
+        RequestRefused: As `workers.sensitivity.estimators.probe.probe`, or activations cannot be quantized.
         WorkerError: As `probe`.
     """
-    for name, candidate in (*choices.items(), *wanted):
-        if candidate.activation_bits is not None:
-            raise RequestRefused(
-                f"activations of unit {name!r} are quantized: changes around a plan are estimated for weights only",
-                "around",
-                str(candidate),
-                "candidates without activation bits",
-            )
     floats = setup.program
-    override = quantized(floats, setup.table, list(choices.items()), moments=setup.moments)
+    override = quantized(floats, setup.table, list(choices.items()), setup.activations, setup.moments)
+    operands = quantized_operands(setup.table, list(choices.items()), setup.activations)
     around = replace(setup, program=floats.replaced(override.values))
+    base = [name for name, candidate in choices.items() if candidate.activation_bits is not None]
+    pairs = Pairs.of(wanted, setup.table, base=base)
 
     def quantize(unit: Unit, _: Tensor, candidate: Candidate) -> Tensor:
         return options.quantize(unit, floats.constant(unit.node), candidate)
@@ -90,8 +90,11 @@ def probe_around(
         return gradient_of(reference, outputs, output, mask)
 
     numbers = range(-1, options.probes)
-    walks = walk(around, wanted, replace(options, quantize=quantize), start, numbers)
-    gradients, *values = [found.weights for found in walks]
+    changes = pairs.changes(setup.activations)
+    probing = replace(options, quantize=quantize, activation_changes=changes, operands=operands)
+    gradients, *values = [
+        pairs.values(found) for found in walk(around, pairs.weights, probing, start, numbers)
+    ]
     return LocalChanges(gradients=gradients, values=torch.stack(values))
 
 

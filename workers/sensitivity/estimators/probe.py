@@ -16,7 +16,7 @@ Cost in forward passes over the samples: one per group of probes, and per probe 
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -28,6 +28,7 @@ from workers.errors import RequestRefused
 from workers.graph.dataflow import Dataflow
 from workers.graph.residency import tensors_in
 from workers.graph.units import Unit
+from workers.sensitivity.activations import QuantizedOperands
 from workers.sensitivity.estimators.changes import Changes, Quantizer, round_to_nearest
 from workers.sensitivity.estimators.contraction import InnerProducts, contract
 from workers.sensitivity.estimators.cotangents import random_signs
@@ -48,8 +49,9 @@ _MACS_PER_WEIGHT = 60.0
 """What products with a weight's candidates take, in multiply-accumulates of the forward pass: MiniLM, likewise. Of look-ups, whose
 tables are large and compute nothing, that is all."""
 
-ActivationChanges = Callable[[Unit, Node, Tensor], Iterable[Tensor]]
-"""How a unit's input changes under its activation candidates: unit, node and value of the input -> a change for each."""
+ActivationChanges = Callable[[Unit, Node, Tensor, Tensor], Iterable[Tensor]]
+"""How a unit's input changes under its activation candidates: unit, node, value of the input, and what the unit's step sees of it
+as it is -> a change of that for each."""
 
 Cotangents = Callable[[int, Tensor, Tensor | None, Feed], Tensor]
 """Where walks start: number of the walk, outputs of the samples that count, mask of their positions, what was fed -> the
@@ -75,6 +77,7 @@ class ProbeOptions:
         changes_bytes: Bound on the candidates' weights that are kept from batch to batch; others are made again.
         quantize: Makes a candidate's weight.
         activation_changes: Also estimate changes of the units' inputs, apart from the weights'.
+        operands: Inputs of units that are quantized to begin with.
         position_masks: Which positions count; ``None`` for all.
         progress: Told whenever a walk has passed a unit's use (each sample counts once per probe, those of the batch in
             hand by how far they are).
@@ -87,6 +90,7 @@ class ProbeOptions:
     changes_bytes: int = 2 << 30
     quantize: Quantizer = round_to_nearest
     activation_changes: ActivationChanges | None = None
+    operands: QuantizedOperands = field(default_factory=dict)
     position_masks: PositionMasks | None = None
     progress: Progress | None = None
 
@@ -233,6 +237,7 @@ class _Probing:
             wanted=self._uses.at,
             through=options.activation_changes is not None,
             precision=Precision(device=setup.program.device, products=options.dtype),
+            quantizers={setup.program.steps[i].node: found for i, found in options.operands.items()},
         )
         self._layouts = find_layouts(self._plan, self._start, setup.batches)
         self._changes = Changes(
@@ -319,11 +324,14 @@ class _Probing:
         assert self._options.activation_changes is not None
         for place in step.visit.sources[0]:
             source, number = place
-            value = list(tensors_in(step.visit.values[source]))[number]
+            seen = list(tensors_in(step.visit.values[source]))[number]
+            value = (
+                list(tensors_in(step.visit.before[source]))[number] if source in step.visit.before else seen
+            )
             products = InnerProducts(
                 [walk[place] for walk in step.visit.sources], self._layouts.of(place), feed.fed
             )
-            for index, change in enumerate(self._options.activation_changes(unit, source, value)):
+            for index, change in enumerate(self._options.activation_changes(unit, source, value, seen)):
                 found = products.with_output(change)[:, : feed.kept]
                 results.add_activation(unit.info.name, index, feed.samples, found)
 

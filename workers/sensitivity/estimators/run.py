@@ -1,13 +1,11 @@
 """Estimates as a worker is asked for them: by files and names."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.fx import Node
 
 from workers.contracts import Candidate, ComputeDtype, EstimateRequest, Estimator, MeasureRequest
 from workers.errors import RequestRefused
@@ -15,15 +13,9 @@ from workers.graph.units import Unit
 from workers.sensitivity.engine import sizes
 from workers.sensitivity.estimators.around import probe_around
 from workers.sensitivity.estimators.changes import Quantizer
+from workers.sensitivity.estimators.pairs import Pairs
 from workers.sensitivity.estimators.precision import native_half
-from workers.sensitivity.estimators.probe import (
-    ActivationChanges,
-    PositionMasks,
-    ProbeOptions,
-    ProbeValues,
-    Progress,
-    probe,
-)
+from workers.sensitivity.estimators.probe import PositionMasks, ProbeOptions, Progress, probe
 from workers.sensitivity.estimators.scores import scores
 from workers.sensitivity.exact import Setup
 from workers.sensitivity.mixture import MixedReference
@@ -62,20 +54,14 @@ def estimate(request: EstimateRequest, progress: Progress | None = None) -> Esti
     setup = prepare(_as_measure(request))
     if request.around is not None:
         return _estimate_around(request, setup, request.around, progress)
-    weights = list(dict.fromkeys((unit, _weight_part(candidate)) for unit, candidate in request.wanted))
-    widths = _activation_widths(setup, request.wanted)
-    options = replace(
-        _options(request, setup, progress), activation_changes=_changes(setup, widths) if widths else None
-    )
+    pairs = Pairs.of(request.wanted, setup.table)
+    options = replace(_options(request, setup, progress), activation_changes=pairs.changes(setup.activations))
     storage = _storage(request, setup)
     if request.estimator != Estimator.PROBE:
         _require_one_output(setup, request.estimator)
         scored = scores(setup, request.wanted, Estimator(request.estimator), options)
         return Estimated(values=scored.clamp_min(0).sqrt()[None, :, None].numpy(), storage_bits=storage)
-    rows = torch.tensor(
-        [weights.index((unit, _weight_part(candidate))) for unit, candidate in request.wanted]
-    )
-    values = [_pairs(setup, request.wanted, rows, widths, found) for found in probe(setup, weights, options)]
+    values = [pairs.values(found) for found in probe(setup, pairs.weights, options)]
     return Estimated(values=torch.stack(values).numpy(), storage_bits=storage)
 
 
@@ -160,32 +146,6 @@ def _as_measure(request: EstimateRequest) -> MeasureRequest:
     )
 
 
-def _weight_part(candidate: Candidate) -> Candidate:
-    return replace(candidate, activation_bits=None)
-
-
-def _activation_widths(setup: Setup, wanted: Sequence[tuple[str, Candidate]]) -> dict[str, list[int]]:
-    """Unit -> the bit-widths that its inputs may take."""
-    found: dict[str, list[int]] = {}
-    for name, candidate in wanted:
-        if candidate.activation_bits is not None:
-            widths = found.setdefault(setup.table.unit(name).info.name, [])
-            if candidate.activation_bits not in widths:
-                widths.append(candidate.activation_bits)
-    return found
-
-
-def _changes(setup: Setup, widths: dict[str, list[int]]) -> ActivationChanges:
-    ranges = setup.activations
-    assert ranges is not None
-
-    def changes(unit: Unit, node: Node, value: Tensor) -> Iterator[Tensor]:
-        for bits in widths.get(unit.info.name, ()):
-            yield ranges.quantizer(node.name, bits)(value) - value
-
-    return changes
-
-
 def _quantizer(setup: Setup) -> Quantizer:
     """As candidates are measured: with what their schemes need to know of the inputs."""
 
@@ -220,20 +180,3 @@ def _masks(setup: Setup) -> PositionMasks | None:
         return torch.cat(each, 1)
 
     return mask
-
-
-def _pairs(
-    setup: Setup,
-    wanted: Sequence[tuple[str, Candidate]],
-    rows: Tensor,
-    widths: dict[str, list[int]],
-    found: ProbeValues,
-) -> Tensor:
-    """One probe's values of all entries, ``[entries, samples]``."""
-    values = found.weights[rows]
-    for row, (name, candidate) in enumerate(wanted):
-        unit = setup.table.unit(name).info.name
-        # A unit that the output does not depend on is never come by, and costs nothing.
-        if candidate.activation_bits is not None and unit in found.activations:
-            values[row] += found.activations[unit][widths[unit].index(candidate.activation_bits)]
-    return values

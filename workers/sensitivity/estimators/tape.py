@@ -9,7 +9,7 @@ Weights need no gradients, so that a backward walk is that of the activations al
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -20,8 +20,9 @@ from torch.fx import Node
 
 from workers.errors import MeasurementFailed
 from workers.graph.dataflow import Dataflow, operator_name
-from workers.graph.program import Program, Step
+from workers.graph.program import Program, Step, changed
 from workers.graph.residency import tensors_in
+from workers.quant.activation import ActivationQuantizer
 from workers.sensitivity.estimators.precision import Precision
 
 Place = tuple[Node, int]
@@ -34,25 +35,49 @@ class Visit:
 
     Args:
         step: The step.
-        values: Values of all live nodes it reads.
+        values: Values of all live nodes it reads, as it sees them.
         outputs: Per cotangent: number of the output tensor -> its cotangent; those that are 0 may be left out.
-        sources: Per cotangent: tensor it reads -> what comes back to it through this step alone.
+        sources: Per cotangent: tensor it reads -> what comes back through this step alone, to what it sees of it.
+        before: Values of nodes that it sees quantized, before that.
     """
 
     step: Step
     values: dict[Node, Any]
     outputs: list[dict[int, Tensor]]
     sources: list[dict[Place, Tensor]]
+    before: dict[Node, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Record:
-    """What is kept of a step: edges of its tensors (``None``: depends on no source), edges of its sources, values."""
+    """What is kept of a step: edges of its tensors (``None``: depends on no source), edges of its sources, values.
+
+    Quantized inputs are made again from the values when they are needed: many steps may read one tensor.
+    """
 
     step: Step
     outputs: dict[int, GradientEdge | None]
     sources: dict[Place, GradientEdge]
     values: dict[Node, Any]
+    quantizers: Mapping[Node, ActivationQuantizer]
+
+    def visit(self, outputs: list[dict[int, Tensor]], sources: list[dict[Place, Tensor]]) -> Visit:
+        """The step as the walk sees it."""
+        before = {source: self.values[source] for source in self.quantizers}
+        seen = {source: quantizer(before[source]) for source, quantizer in self.quantizers.items()}
+        return Visit(
+            step=self.step, values=self.values | seen, before=before, outputs=outputs, sources=sources
+        )
+
+    def through_quantizers(self, found: dict[Place, Tensor]) -> dict[Place, Tensor]:
+        """What comes back to the sources themselves, given what comes back to what the step sees of them."""
+        inside = {
+            source: quantizer.inside(self.values[source]) for source, quantizer in self.quantizers.items()
+        }
+        return {
+            place: cotangent * inside[place[0]] if place[0] in inside else cotangent
+            for place, cotangent in found.items()
+        }
 
 
 class _Boundary(torch.autograd.Function):
@@ -78,6 +103,7 @@ class Plan:
         wanted: Steps that will be visited.
         through: Whether visits want the cotangents of all that their steps read, or of active steps only.
         precision: To compute in.
+        quantizers: Step -> node it reads -> what quantizes it there; derivatives are passed straight through.
     """
 
     program: Program
@@ -86,6 +112,7 @@ class Plan:
     wanted: Container[Node]
     through: bool
     precision: Precision
+    quantizers: Mapping[Node, Mapping[Node, ActivationQuantizer]] = field(default_factory=dict)
 
 
 class Tape:
@@ -130,30 +157,34 @@ class Tape:
                     continue
                 back = [_products(record, each) for each in own]
                 for waiting, found in zip(pending, back, strict=True):
-                    for place, cotangent in found.items():
+                    for place, cotangent in record.through_quantizers(found).items():
                         if place[0] in self._plan.active:
                             waiting[place] = waiting[place] + cotangent if place in waiting else cotangent
                 if node in self._plan.wanted:
-                    visit(Visit(step=record.step, values=record.values, outputs=own, sources=back))
+                    visit(record.visit(own, back))
 
     def _run(self, step: Step, value: Callable[[Node], Any]) -> Any:
         wanted = step.node in self._plan.wanted
+        quantizers = self._plan.quantizers.get(step.node, {})
+        seen = changed(quantizers, value) if quantizers else value
         read = [source for source in step.node.all_input_nodes if self._plan.flow.is_live(source)]
         bound: dict[Node, Any] = {}
         edges: dict[Place, GradientEdge] = {}
         for source in read:
             if source in self._plan.active or (wanted and self._plan.through):
-                bound[source] = self._bind(source, value(source), edges)
+                bound[source] = self._bind(source, seen(source), edges)
         result = self._plan.precision.call(
-            step, lambda source: bound[source] if source in bound else value(source)
+            step, lambda source: bound[source] if source in bound else seen(source)
         )
         if edges or wanted:
             outputs = {
                 number: get_gradient_edge(tensor) if tensor.requires_grad else None
                 for number, tensor in enumerate(tensors_in(result))
             }
-            values = {source: value(source) for source in read} if wanted else {}
-            self._records.append(_Record(step=step, outputs=outputs, sources=edges, values=values))
+            values = {source: value(source) for source in (*(read if wanted else ()), *quantizers)}
+            self._records.append(
+                _Record(step=step, outputs=outputs, sources=edges, values=values, quantizers=quantizers)
+            )
         return _map_tensors(result, Tensor.detach)
 
     def _bind(self, source: Node, value: Any, edges: dict[Place, GradientEdge]) -> Any:

@@ -183,7 +183,8 @@ def test_input_changes_are_taken_through_the_units_own_uses(make_setup):
     module, inputs = models.build("twice")
     case = make_setup(module, inputs)
 
-    def rounded(unit, _node, x):
+    def rounded(unit, _node, x, seen):
+        assert seen is x
         return torch.stack([(x * steps).round() / steps - x for steps in (2, 4)])
 
     (values,) = probe(case.setup, case.wanted, ProbeOptions(probes=1, activation_changes=rounded))
