@@ -164,7 +164,9 @@ def _assemble(  # noqa: PLR0913, PLR0917 - the parts of one value
     ]
     for rule in problem.width_counts:
         assert widths is not None
-        count = (widths == rule.width) * (np.int64(1) if members is None else members[:, None])
+        counted = (widths == rule.width) * (np.int64(1) if members is None else members[:, None])
+        # Widths may be laid out in any order, e.g. one row for all units; the kernels want rows one after the other.
+        count = np.ascontiguousarray(counted)
         if rule.maximum is not None:
             most = WidthCount(width=rule.width, maximum=rule.maximum)
             rows.append(ReducedRow(name=str(most), table=count, limit=rule.maximum))
