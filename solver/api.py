@@ -107,12 +107,22 @@ def _infeasible(
 
 def is_feasible(problem: Problem, deadline: float) -> bool | None:
     """Whether a problem has any plan; ``None`` when that cannot be told in time."""
-    free = replace(problem, costs=np.zeros_like(problem.costs))
-    rows = constraints(free.reduced, free.budget_bits)
-    outcome = dispatch(free, rows, Asked(relative_gap=0.0, deadline=deadline, seed=0, backend="auto"))
+    outcome = any_plan(problem, deadline)
     if outcome.infeasible:
         return False
     return None if outcome.slots is None else True
+
+
+def any_plan(problem: Problem, deadline: float) -> Outcome:
+    """Some plan within all limits, whatever it costs, or the proof that there is none.
+
+    Args:
+        problem: Its costs are not looked at.
+        deadline: Of `time.monotonic`.
+    """
+    free = replace(problem, costs=np.zeros_like(problem.costs))
+    rows = constraints(free.reduced, free.budget_bits)
+    return dispatch(free, rows, Asked(relative_gap=0.0, deadline=deadline, seed=0, backend="auto"))
 
 
 def _finish(

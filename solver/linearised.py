@@ -6,6 +6,7 @@ reformulation-linearisation technique).
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,35 +14,34 @@ import pulp
 from numpy.typing import NDArray
 
 from solver.interactions import Interactions
-from solver.program import OBJECTIVE_SCALE, ROW_SCALE, SOLVER_TOLERANCE, run_model
+from solver.program import OBJECTIVE_SCALE, SOLVER_TOLERANCE, run_model, scaled_row
+from solver.reduction import ReducedRow
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Proven:
-    """What the program found: slots within the budget or ``None``; a bound or ``None``; whether it is proven."""
+    """What the program found: slots that keep every row or ``None``; a bound or ``None``; whether it is proven."""
 
     slots: NDArray[np.int64] | None
     lower_bound: float | None
     proven: bool
 
 
-def prove(  # noqa: PLR0913 - one problem and how long to look
+def prove(
     costs: NDArray[np.float64],
     matrix: Interactions,
-    sizes: NDArray[np.int64],
-    budget: int,
+    rows: Sequence[ReducedRow],
     *,
     start: NDArray[np.int64],
     deadline: float,
 ) -> Proven:
-    """Minimise ``c'x + x'Qx`` within the budget by branch and bound over the linearised program.
+    """Minimise ``c'x + x'Qx`` within all rows by branch and bound over the linearised program.
 
     Args:
         costs: float64 [G, K].
         matrix: Q over the same groups and slots.
-        sizes: int64 [G, K].
-        budget: Bits.
-        start: A known plan, slots [G]: sets the scale, and is improved on or proven.
+        rows: ``<=``, over the same groups and slots.
+        start: A known plan, slots [G], which keeps every row: sets the scale, and is improved on or proven.
         deadline: Of `time.monotonic`.
     """
     groups, width = costs.shape
@@ -53,9 +53,13 @@ def prove(  # noqa: PLR0913 - one problem and how long to look
     model = pulp.LpProblem("interactions", pulp.LpMinimize)
     x = [[model.add_variable(f"x{i}_{k}", 0, 1, pulp.LpInteger) for k in range(width)] for i in range(groups)]
     terms = [(x[i][k], float(linear[i, k] - least[i]) * scale) for i in range(groups) for k in range(width)]
-    for row in x:
-        model.addConstraint(pulp.lpSum(row) == 1)
-    _limit(model, x, sizes, budget)
+    for choices in x:
+        model.addConstraint(pulp.lpSum(choices) == 1)
+    everything: NDArray[np.bool_] = np.ones(costs.shape, np.bool_)
+    group, slot = (part.tolist() for part in np.nonzero(everything))
+    variables = [variable for choices in x for variable in choices]
+    for row in rows:
+        model.addConstraint(scaled_row(row, row.limit, everything, (group, slot), variables))
     every = np.arange(groups * width)
     whole = matrix.between(every, every) * (2.0 * scale)
     for i, j in itertools.combinations(range(groups), 2):
@@ -73,21 +77,6 @@ def prove(  # noqa: PLR0913 - one problem and how long to look
         bound = offset + answer.bound / scale - SOLVER_TOLERANCE * (abs(answer.bound / scale) + reach)
     if not answer.found:
         return Proven(slots=None, lower_bound=bound, proven=False)
-    slots = np.array([int(np.argmax([variable.varValue or 0.0 for variable in row])) for row in x])
-    fits = int(sizes[np.arange(groups), slots].sum()) <= budget
+    slots = np.array([int(np.argmax([variable.varValue or 0.0 for variable in choices])) for choices in x])
+    fits = all(int(row.table[np.arange(groups), slots].sum()) <= row.limit for row in rows)
     return Proven(slots=slots if fits else None, lower_bound=bound, proven=answer.proven and fits)
-
-
-def _limit(model: object, x: list[list[object]], sizes: NDArray[np.int64], budget: int) -> None:
-    """The budget, scaled as in `solver.program`."""
-    extra = sizes - sizes.min(axis=1, keepdims=True)
-    room = budget - int(sizes.min(axis=1).sum())
-    divisor = max(1, int(np.gcd.reduce(extra, axis=None)))
-    right = room // divisor
-    scale = ROW_SCALE / right if right > 0 else 1.0
-    terms = [
-        (variable, float(int(extra[i, k]) // divisor) * scale)
-        for i, row in enumerate(x)
-        for k, variable in enumerate(row)
-    ]
-    model.addConstraint(pulp.LpAffineExpression(terms) <= right * scale)  # type: ignore[attr-defined]

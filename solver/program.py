@@ -242,7 +242,7 @@ def _build(given: ProgramInput, limits: Sequence[int]) -> _Model:
     for _, members in itertools.groupby(columns, key=operator.itemgetter(0)):
         model.addConstraint(pulp.LpAffineExpression([(variable, 1.0) for _, _, variable in members]) == 1)
     for row, limit in zip(given.rows, limits, strict=True):
-        model.addConstraint(_scaled_row(row, limit, given.keep, (group, slot), variables))
+        model.addConstraint(scaled_row(row, limit, given.keep, (group, slot), variables))
     settled = np.where(choice, 0, given.keep.argmax(axis=1)).astype(np.int64)
     if given.max_widths is not None:
         _limit_widths(model, given, columns, settled[~choice], np.flatnonzero(~choice))
@@ -251,14 +251,22 @@ def _build(given: ProgramInput, limits: Sequence[int]) -> _Model:
     )
 
 
-def _scaled_row(
+def scaled_row(
     row: ReducedRow,
     limit: int,
     keep: NDArray[np.bool_],
     cells: tuple[list[int], list[int]],
     variables: list[Any],
 ) -> Any:
-    """One row, shifted by each group's least value, divided by the common divisor, right-hand side at `ROW_SCALE`."""
+    """One row, shifted by each group's least value, divided by the common divisor, right-hand side at `ROW_SCALE`.
+
+    Args:
+        row: Its table and name.
+        limit: To keep; the row's own one or a tighter one.
+        keep: bool [G, K], candidates in the program.
+        cells: Groups and slots of the variables.
+        variables: Of these cells.
+    """
     least = np.where(keep, row.table, np.iinfo(np.int64).max).min(axis=1)
     values = (row.table - least[:, None])[cells]
     divisor = max(1, int(np.gcd.reduce(values))) if len(values) else 1

@@ -1,9 +1,10 @@
-"""Plans under interactions: ``min c'x + x'Qx`` with one candidate per unit, within one budget.
+"""Plans under interactions: ``min c'x + x'Qx`` with one candidate per unit, within a budget and further rows.
 
 The additive costs alone mis-rank plans at few bits, because errors of different units add up or cancel. Here a plan is found
 by exchange (one unit, then two at a time) from many starts: the additive optimum, every plan that Frank and Wolfe's method
 meets, and kicks of the best one. Frank and Wolfe's method gives a valid lower bound besides: its linear problems are
-knapsacks, solved exactly. Small problems are proven by a linearised integer program; for the others the word is heuristic.
+knapsacks, solved exactly (several rows are added up to one). Small problems are proven by a linearised integer program; for
+the others the word is heuristic.
 
 Sources: Frank and Wolfe 1956; Adams and Sherali 1986, "A tight linearization and an algorithm for zero-one quadratic
 programming problems"; Lourenco, Martin and Stutzle 2003, "Iterated local search". The splitting of the diagonal
@@ -12,31 +13,32 @@ blocks, which tightens the convex relaxation, follows Billionnet, Elloumi and Pl
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from solver import acceleration
-from solver.api import check_options
+from solver.api import any_plan, check_options, constraints
 from solver.certificate import evaluate
-from solver.errors import OptionError, TableError
-from solver.frontier import require_size_only
+from solver.descent import Descent
+from solver.errors import OptionError, ProblemError, TableError
+from solver.exchange import Exchange
 from solver.interactions import Interactions, is_semidefinite
-from solver.knapsack import solve_knapsack
 from solver.linearised import prove
+from solver.oracle import LinearOracle
 from solver.problem import Problem
-from solver.reduction import Reduced
+from solver.reduction import Reduced, ReducedRow
 from solver.solution import Proof, SolveStatus, relative_gap
+from solver.tablewise import smallest_total
 
 PROVABLE_CELLS = 100
 """Up to so many candidates in all the linearised program is tried: 30 units of 3."""
 
 _STEPS = 60
+_REPRICED = 12
+"""After so many steps several rows are added up anew, at prices for where the relaxation has come to."""
 _DESCENTS = 12
-_PAIRED = 240
 _KICKED = 4
-_ORACLE_GAP = 1e-10
 _SPLITS = 8
 
 
@@ -45,16 +47,19 @@ class QuadraticSolution:
     """Answer of `solve_quadratic`.
 
     Attributes:
-        status: OPTIMAL (proven), FEASIBLE (heuristic: best plan found), INFEASIBLE, or NO_SOLUTION.
+        status: OPTIMAL (proven), FEASIBLE (heuristic: best plan found), INFEASIBLE (proven), or NO_SOLUTION (neither a plan
+            that keeps all rows nor a proof that there is none was found in the time).
         choice_indices: Candidate index of each unit, int64 [L]; ``None`` without a plan.
         objective: Predicted cost with interactions, ``c'x + x'Qx``.
         additive: Predicted cost without them: ``c'x`` and the diagonal of ``x'Qx`` only.
         lower_bound: No plan costs less; often far below the objective for hundreds of units.
         relative_gap: As in `solver.solution.Solution`.
         size_bits: Exact.
-        smallest_feasible_bits: Smallest total size.
-        additive_optimum: Cost with interactions of the plan that is best without them, for comparison.
-        proof: What the bound rests on: LAGRANGIAN (convex relaxation with exact knapsacks) or SOLVER (linearised program).
+        smallest_feasible_bits: Smallest total size that pins, bounds and ties allow (whatever further rows say).
+        additive_optimum: Cost with interactions of the plan that is best without them, for comparison; under several rows of
+            the best one that exchange finds.
+        proof: What the bound rests on: LAGRANGIAN (convex relaxation with exact knapsacks) or SOLVER (linearised program);
+            of INFEASIBLE MINIMUM (one row alone cannot be kept) or SOLVER.
         word: "proven optimal" or "heuristic".
         runtime_s: Wall-clock seconds.
     """
@@ -96,7 +101,7 @@ def solve_quadratic(  # noqa: PLR0913 - one keyword for each option
     """Find a plan of low cost with interactions, and a bound on how much better one could be.
 
     Args:
-        problem: Size only; its costs are the linear part (all zero when Q holds everything).
+        problem: With any rows and width counts; its costs are the linear part (all zero when Q holds everything).
         interactions: Over the problem's units and candidates.
         restarts: Kicks of the best plan after which the search ends; more find better plans of large problems.
         time_limit_s: Wall-clock seconds, > 0: a guard; the plan depends on the seed only as long as it is not reached.
@@ -104,14 +109,21 @@ def solve_quadratic(  # noqa: PLR0913 - one keyword for each option
         certify: Whether small problems are tried to be proven, which may take all of the time.
 
     Raises:
-        ProblemError: The problem has further rows or width rules.
+        ProblemError: The problem limits how many different widths there are.
         TableError: The interactions are not of this problem's shape.
         OptionError: An argument is out of range.
+        BackendError: A foreign solver is needed and not installed, or failed.
     """
     check_options(time_limit_s, 0.0, "auto")
     if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
         raise OptionError(f"{restarts!r} restarts", "restarts", repr(restarts), "a whole number >= 0")
-    require_size_only(problem)
+    if problem.max_widths is not None:
+        raise ProblemError(
+            "with interactions the number of different widths cannot be limited",
+            "max_widths",
+            problem.max_widths,
+            "a problem without max_widths",
+        )
     if (interactions.units, interactions.candidates) != problem.costs.shape:
         raise TableError(
             "the interactions are not over this problem's units and candidates",
@@ -121,17 +133,34 @@ def solve_quadratic(  # noqa: PLR0913 - one keyword for each option
         )
     start = time.monotonic()
     reduced = problem.reduced
-    budget = int(reduced.sizes.max(axis=1).sum()) if problem.budget_bits is None else problem.budget_bits
-    if reduced.smallest > budget:
-        return QuadraticSolution(
-            status=SolveStatus.INFEASIBLE,
-            smallest_feasible_bits=reduced.smallest,
-            proof=Proof.MINIMUM,
-            runtime_s=time.monotonic() - start,
-        )
-    search = _Search(reduced, interactions.on(reduced), budget, start + time_limit_s, seed)
-    search.run(restarts, certify=certify)
+    rows = constraints(reduced, problem.budget_bits) or (_unlimited(reduced),)
+    if any(smallest_total(row.table) > row.limit for row in rows):
+        return _without_plan(problem, SolveStatus.INFEASIBLE, Proof.MINIMUM, start)
+    deadline = start + time_limit_s
+    search = _Search(reduced, interactions.on(reduced), rows, deadline, seed)
+    first = search.additive_plan()
+    if first is None:
+        outcome = any_plan(problem, deadline)
+        if outcome.slots is None:
+            status = SolveStatus.INFEASIBLE if outcome.infeasible else SolveStatus.NO_SOLUTION
+            return _without_plan(problem, status, outcome.proof if outcome.infeasible else Proof.NONE, start)
+        first = outcome.slots
+    search.run(first, restarts, certify=certify)
     return _answer(problem, interactions, search, start)
+
+
+def _unlimited(reduced: Reduced) -> ReducedRow:
+    """A budget that every plan keeps."""
+    return ReducedRow(name="size", table=reduced.sizes, limit=int(reduced.sizes.max(axis=1).sum()))
+
+
+def _without_plan(problem: Problem, status: SolveStatus, proof: Proof, start: float) -> QuadraticSolution:
+    return QuadraticSolution(
+        status=status,
+        smallest_feasible_bits=problem.reduced.smallest,
+        proof=proof,
+        runtime_s=time.monotonic() - start,
+    )
 
 
 def _answer(
@@ -164,13 +193,21 @@ class _Search:
     """Best plan and bound so far, over the groups of a reduced problem."""
 
     def __init__(
-        self, reduced: Reduced, matrix: Interactions, budget: int, deadline: float, seed: int
+        self,
+        reduced: Reduced,
+        matrix: Interactions,
+        rows: tuple[ReducedRow, ...],
+        deadline: float,
+        seed: int,
     ) -> None:
-        self.reduced, self.matrix, self.budget, self.deadline = reduced, matrix, budget, deadline
+        self.reduced, self.matrix, self.rows, self.deadline = reduced, matrix, rows, deadline
         self.random = np.random.default_rng(seed)
         self.groups, self.width = reduced.costs.shape
         self.additive = reduced.costs + matrix.diagonal
         self.at = np.arange(self.groups)
+        self.oracle = LinearOracle(reduced, rows, deadline)
+        self.descent = Descent(self.additive, matrix, rows)
+        self.exchange = Exchange(self.additive, rows, self.additive)  # until prices of several rows are known
         self.cost = math.inf
         self.best = np.zeros(self.groups, np.int64)
         self.first = self.best
@@ -178,10 +215,27 @@ class _Search:
         self.proof = Proof.LAGRANGIAN
         self.proven = False
 
-    def run(self, restarts: int, *, certify: bool) -> None:
-        """Everything, in order."""
-        self.first, _ = self.knapsack(self.additive)
-        self.descend(self.first)
+    def additive_plan(self) -> NDArray[np.int64] | None:
+        """The best plan without interactions: of one row the optimum, of several the best that exchange finds, if any."""
+        if len(self.rows) == 1:
+            return self.oracle.least(self.additive)[0]
+        dual = self.oracle.reprice(self.additive)
+        self.exchange = Exchange(self.additive, self.rows, dual.reduced)
+        repaired = [
+            self.exchange.repair(slots, deadline=self.deadline)
+            for slots in (*dual.plans[-1:], self.oracle.least(self.additive)[0])
+        ]
+        improved = [
+            self.exchange.improve(slots, bound=dual.bound, deadline=self.deadline)
+            for slots in repaired
+            if slots is not None
+        ]
+        return min(improved, key=self.exchange.cost, default=None)
+
+    def run(self, first: NDArray[np.int64], restarts: int, *, certify: bool) -> None:
+        """Everything, in order, from a plan that keeps every row."""
+        self.first = first
+        self.descend(first)
         self.frank_wolfe()
         for _ in range(restarts):
             if time.monotonic() > self.deadline:
@@ -195,14 +249,7 @@ class _Search:
         if self.cost - self.bound <= tolerance:
             self.proven = True
         elif certify and self.groups * self.width <= PROVABLE_CELLS and time.monotonic() < self.deadline:
-            found = prove(
-                self.reduced.costs,
-                self.matrix,
-                self.reduced.sizes,
-                self.budget,
-                start=self.best,
-                deadline=self.deadline,
-            )
+            found = prove(self.reduced.costs, self.matrix, self.rows, start=self.best, deadline=self.deadline)
             if found.slots is not None and self.value(found.slots) < self.cost:
                 self.take(found.slots)
             if found.lower_bound is not None and found.lower_bound > self.bound:
@@ -218,18 +265,6 @@ class _Search:
         cost = self.value(slots)
         if cost < self.cost:
             self.cost, self.best = cost, slots
-
-    def knapsack(self, costs: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
-        """The best plan for linear costs, and a valid bound on them."""
-        found = solve_knapsack(
-            replace(self.reduced, costs=np.ascontiguousarray(costs)),
-            self.reduced.sizes,
-            self.budget,
-            relative_gap=_ORACLE_GAP,
-            deadline=self.deadline,
-            engine=acceleration.engine(),
-        )
-        return found.slots, found.lower_bound
 
     def split(self) -> float:
         """The largest share of the diagonal blocks that can be taken out of Q with the rest still convex.
@@ -256,7 +291,11 @@ class _Search:
         return blocks.reshape(self.groups * self.width, self.groups * self.width)
 
     def frank_wolfe(self) -> None:
-        """Minimise the convex relaxation over the knapsack's plans: a bound, and plans to descend from."""
+        """Minimise the convex relaxation over the plans of a knapsack: a bound, and plans to descend from.
+
+        The bound holds at any point, wherever it was come from, as the rest of Q is convex and the oracle's bounds hold for
+        every plan: so several rows may be added up in another way from time to time.
+        """
         share = self.split()
         linear = self.reduced.costs + share * self.matrix.diagonal
         within = share * self.matrix.within
@@ -266,11 +305,13 @@ class _Search:
         product = self.convex_times(x, within)
         for step in range(_STEPS):
             gradient = 2.0 * product + linear
-            slots, lowest = self.knapsack(gradient)
+            if len(self.rows) > 1 and step % _REPRICED == 0:
+                self.oracle.reprice(gradient)
+            slots, lowest = self.oracle.least(gradient)
             here = float((x * (product + linear)).sum())
             self.bound = max(self.bound, here + lowest - float((gradient * x).sum()) - slack)
             if step < _DESCENTS:
-                self.descend(slots)
+                self.descend(self.repaired(slots))
             toward = -x
             toward[self.at, slots] += 1.0
             moved = self.convex_times(toward, within)
@@ -288,14 +329,17 @@ class _Search:
         return np.asarray(whole - np.einsum("gkl,gl->gk", within, x))
 
     def kicked(self) -> NDArray[np.int64]:
-        """The best plan with a few groups moved at random, back within the budget."""
+        """The best plan with a few groups moved at random, back within the rows."""
         slots = self.best.copy()
         count = min(self.groups, _KICKED + int(self.random.integers(0, 1 + self.groups // 20)))
         group = self.random.choice(self.groups, count, replace=False)
         slots[group] = self.random.integers(0, self.width, count)
-        over = int(self.reduced.sizes[self.at, slots].sum()) - self.budget
+        if len(self.rows) > 1:
+            return self.repaired(slots)
+        (row,) = self.rows
+        over = int(row.table[self.at, slots].sum()) - row.limit
         while over > 0:
-            saving = self.reduced.sizes[self.at, slots][:, None] - self.reduced.sizes
+            saving = row.table[self.at, slots][:, None] - row.table
             loss = self.additive - self.additive[self.at, slots][:, None]
             rate = np.where(saving > 0, loss / np.maximum(np.minimum(saving, over), 1), np.inf)
             i, k = divmod(int(rate.argmin()), self.width)
@@ -303,65 +347,18 @@ class _Search:
             slots[i] = k
         return slots
 
+    def repaired(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """A plan near another one that keeps every row: where it cannot be repaired, groups go back to the best plan's."""
+        found = self.exchange.repair(slots, deadline=self.deadline)
+        if found is not None:
+            return found
+        slots = slots.copy()
+        for group in self.random.permutation(np.flatnonzero(slots != self.best)).tolist():
+            slots[group] = self.best[group]
+            if self.exchange.keeps(slots):
+                break
+        return slots
+
     def descend(self, slots: NDArray[np.int64]) -> None:
         """Exchange one group, else two, for the better while there is anything better."""
-        slots = slots.copy()
-        cells = self.at * self.width + slots
-        indicator = np.zeros(self.groups * self.width)
-        indicator[cells] = 1.0
-        pull = self.matrix.times(indicator)
-        free = self.budget - int(self.reduced.sizes[self.at, slots].sum())
-        while time.monotonic() < self.deadline:
-            change, steps = self.changes(slots, pull)
-            moves = self.best_moves(slots, change, steps, free)
-            if not moves:
-                break
-            for group, slot in moves:
-                old, new = group * self.width + int(slots[group]), group * self.width + slot
-                both = self.matrix.between(np.arange(len(pull)), np.array([new, old]))
-                pull += both[:, 0] - both[:, 1]
-                free -= int(steps[group, slot])
-                slots[group] = slot
-        self.take(slots)
-
-    def changes(
-        self, slots: NDArray[np.int64], pull: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Change of cost and of size by moving one group to each slot, [G, K]."""
-        # What the others' choices do to each candidate: the group's own present choice is taken out.
-        own = self.matrix.within[self.at, :, slots]
-        score = self.additive + 2.0 * (pull.reshape(self.groups, self.width) - own)
-        change = score - score[self.at, slots][:, None]
-        steps = self.reduced.sizes - self.reduced.sizes[self.at, slots][:, None]
-        change[self.at, slots] = math.inf
-        return change, steps
-
-    def best_moves(
-        self, slots: NDArray[np.int64], change: NDArray[np.float64], steps: NDArray[np.int64], free: int
-    ) -> list[tuple[int, int]]:
-        """The best move that fits, or the best two; empty when neither lowers the cost."""
-        enough = -1e-12 * max(abs(self.cost), 1e-300) if math.isfinite(self.cost) else 0.0
-        single = np.where(steps <= free, change, math.inf)
-        at = int(single.argmin())
-        if single.flat[at] < enough:
-            return [divmod(at, self.width)]
-        order = np.argsort(change, axis=None, kind="stable")[: min(_PAIRED, change.size - self.groups)]
-        group, slot = order // self.width, order % self.width
-        old = group * self.width + slots[group]
-        gains = change[group, slot]
-        crossing = (
-            self.matrix.between(order, order)
-            - self.matrix.between(order, old)
-            - self.matrix.between(old, order)
-            + self.matrix.between(old, old)
-        )
-        total = gains[:, None] + gains + 2.0 * crossing
-        step = steps[group, slot]
-        total[(group[:, None] == group) | (step[:, None] + step > free)] = math.inf
-        if not total.size:
-            return []
-        at = int(total.argmin())
-        if not total.flat[at] < enough:
-            return []
-        a, b = divmod(at, len(order))
-        return [(int(group[a]), int(slot[a])), (int(group[b]), int(slot[b]))]
+        self.take(self.descent.down(slots, known=self.cost, deadline=self.deadline))

@@ -108,8 +108,8 @@ class _Search:
         spans = [-smallest_total(-row.table) - smallest_total(row.table) for row in self.rows]
         weight = [price * span for price, span in zip(self.prices, spans, strict=True)]
         single = [self.rows[r] for r in np.argsort(np.negative(weight), kind="stable").tolist()]
-        surrogate = _surrogate(self.rows, self.prices)
-        return single if surrogate is None else [*single[:1], surrogate, *single[1:]]
+        added = surrogate(self.rows, self.prices)
+        return single if added is None else [*single[:1], added, *single[1:]]
 
     def relaxed(self, row: ReducedRow) -> bool:
         """Solve with one row only; whether that settles the problem."""
@@ -185,7 +185,7 @@ class _Search:
         )
 
 
-def _surrogate(rows: tuple[ReducedRow, ...], prices: tuple[float, ...]) -> ReducedRow | None:
+def surrogate(rows: tuple[ReducedRow, ...], prices: tuple[float, ...]) -> ReducedRow | None:
     """The rows added up with their prices, in whole numbers rounded in favour of feasibility: a relaxation.
 
     ``None`` when fewer than two rows have a price.
