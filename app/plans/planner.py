@@ -155,7 +155,7 @@ class Search:
         )
 
     def alternative(self, budget: str, *, time_limit_s: float) -> Draft | None:
-        """The best plan found for a budget when interactions count; ``None`` without any, or when no plan fits.
+        """The best plan found for a budget and the limits when interactions count; ``None`` without any, or when none is found.
 
         Its objective is what its choices cost one by one, as of every plan; the cost predicted with interactions, and the
         bound on that, come beside it.
@@ -164,7 +164,7 @@ class Search:
             budget: As written.
             time_limit_s: Longest time for the search, in seconds.
         """
-        if self.interactions is None or self.problem.rows:
+        if self.interactions is None:
             return None
         # What a candidate costs alone is known; the quadratic model adds what pairs of them do to each other.
         linear = self.problem.costs - self.interactions.diagonal
@@ -190,7 +190,7 @@ class Search:
     def joint(
         self, budget: str, linear: NDArray[np.float64], interactions: Interactions, *, time_limit_s: float
     ) -> dict[str, dict[str, Any]]:
-        """Choices of least ``linear' x + x' interactions x`` within a budget, unproven; empty when none are found.
+        """Choices of least ``linear' x + x' interactions x`` within a budget and the limits, unproven; empty when none are found.
 
         Args:
             budget: As written.

@@ -51,8 +51,6 @@ class End(StrEnum):
     """There are fewer samples than could tell a step from noise."""
     MANY_CANDIDATES = "many-candidates"
     """There are more candidates than can be searched with interactions."""
-    LIMITS = "limits"
-    """Plans have further limits, which the search with interactions does not know."""
     FAILED = "failed"
     """The model cannot be looked around: it has no derivative there, or a search failed."""
 

@@ -90,9 +90,7 @@ class Refinement:
         """Why there is no way to look around any plan."""
         if self.samples < MIN_SAMPLES:
             return End.FEW_SAMPLES
-        if self.search.problem.costs.size > MOST_CELLS:
-            return End.MANY_CANDIDATES
-        return End.LIMITS if self.search.problem.rows else None
+        return End.MANY_CANDIDATES if self.search.problem.costs.size > MOST_CELLS else None
 
     def probes(self, base: Choices) -> tuple[tasks.ProbePart, ...]:
         """The parts of the probes around a plan: the blocks of the samples that the job's own are cut into."""

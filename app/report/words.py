@@ -58,7 +58,6 @@ _ENDED = {
     "max-passes": "it would take more passes than the job may measure",
     "few-samples": "there are too few calibration samples to tell one from noise",
     "many-candidates": "there are more candidates than can be searched with interactions",
-    "limits": "plans with further limits are not measured again around",
     "failed": "the model could not be measured around the plan",
 }
 """By `app.plans.refinement.End`."""

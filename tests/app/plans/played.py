@@ -24,6 +24,8 @@ from app.models import (
 from workers.sensitivity.blocks import positions_of
 
 WEIGHTS = {"stem.weight": 216, "q.weight": 512, "k.weight": 256, "head.weight": 640}
+MACS = {"stem.weight": 9000, "q.weight": 512, "k.weight": 256, "head.weight": 640}
+"""Multiply-accumulates of a sample."""
 
 
 class Killed(BaseException):

@@ -164,14 +164,35 @@ def test_the_alternative_is_the_best_plan_when_products_count(seed, rules):
     assert found.solver["interactions"]["objective"] == found.predicted["kl"]
 
 
-def test_there_is_no_alternative_without_interactions_with_limits_or_without_room():
+@pytest.mark.parametrize("rules", [{}, {"ties": [["u0", "u2"]]}, {"pins": {"u1": 4}}], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_alternative_keeps_limits(seed, rules):
+    table, operations = cells(seed), 15_000
+    limits = {"bit_operations": str(operations)}
+    search, factors = with_interactions(table, np.random.default_rng(seed), limits=limits, **rules)
+    found = search.alternative("240 bits total", time_limit_s=20)
+    fitting = list(all_plans(table, budget=240, operations=operations, **rules))
+    best = min(fitting, key=lambda plan: joint_cost(search, factors, plan))
+    assert found.predicted["kl"] == pytest.approx(joint_cost(search, factors, best), rel=1e-6)
+    assert found.choices == choices(best)
+    taken = sum(
+        m * c["bits"] * c["activation_bits"] for m, c in zip(MACS, found.choices.values(), strict=True)
+    )
+    assert taken <= operations
+    assert found.solver["limited"] == {"bit_operations": taken}
+    free, _ = with_interactions(table, np.random.default_rng(seed), **rules)
+    unlimited = free.alternative("240 bits total", time_limit_s=20)
+    assert unlimited.predicted["kl"] <= found.predicted["kl"]
+
+
+def test_there_is_no_alternative_without_interactions_or_without_room():
     table, rng = cells(0), np.random.default_rng(0)
     plain = prepare(model(), table, PlanSpec(budget=""), metric="kl")
     assert plain.alternative("240 bits total", time_limit_s=5) is None
     search, _ = with_interactions(table, rng)
     assert search.alternative("1 bits total", time_limit_s=5) is None
-    limited, _ = with_interactions(table, rng, limits={"bit_operations": "1G"})
-    assert limited.alternative("240 bits total", time_limit_s=5) is None
+    limited, _ = with_interactions(table, rng, limits={"bit_operations": "6639"})
+    assert limited.alternative("240 bits total", time_limit_s=5) is None, "every unit's least takes more"
 
 
 def test_a_candidates_name_is_what_the_contracts_parse():

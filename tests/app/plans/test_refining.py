@@ -12,7 +12,7 @@ from app.models import (
 from app.plans.refinement import TRUSTS, End, partitions, rest
 from app.plans.refining import around_of, refinement_of
 
-from .played import WEIGHTS, Nature, real, real_costs, refined, run, told, trials
+from .played import MACS, WEIGHTS, Nature, real, real_costs, refined, run, told, trials
 
 
 def test_steps_are_taken_while_the_measured_cost_falls(world, refining, nature, look):
@@ -39,6 +39,23 @@ def test_steps_are_taken_while_the_measured_cost_falls(world, refining, nature, 
     request = nature.probed[0]
     assert {u: c.bits for u, c in request.around.items()} == {u: c["bits"] for u, c in tried[0].base.items()}
     assert {(u, c.bits) for u, c in request.wanted} == {(u, b) for u in WEIGHTS for b in (2, 3, 4, 6)}
+
+
+def test_steps_keep_the_limits_of_the_plan(world, refining, nature, look):
+    def operations(choices):
+        return sum(MACS[unit] * c["bits"] * 32 for unit, c in choices.items())
+
+    job, free = refining(limits={"bit_operations": "1.1M"}), refining()
+    run(world, job)
+    (plan,) = refined(look, job)
+    for trial in trials(look, job):
+        assert operations(trial.choices) <= 1_100_000
+    assert plan.solver["limited"] == {"bit_operations": operations(plan.choices)}
+    assert plan.size_bits <= plan.budget_bits
+    assert real(nature, plan.choices) < real(nature, trials(look, job)[0].base)
+    run(world, free)
+    (unlimited,) = refined(look, free)
+    assert operations(unlimited.choices) > 1_100_000, "the limit does not bind: the test tells nothing"
 
 
 def test_every_fold_is_measured_with_a_plan_of_the_others(world, refining, nature, look):

@@ -195,7 +195,6 @@ def test_few_samples_tell_nothing(world, refining, nature, look):
     "values",
     [
         {"refine_rounds": 0},
-        {"limits": {"bit_operations": "100M"}},
         {"activation_candidates": [8]},
         {"metric": "fisher"},
     ],
@@ -204,3 +203,4 @@ def test_few_samples_tell_nothing(world, refining, nature, look):
 def test_jobs_that_cannot_be_refined_do_not_ask_for_it(world, values):
     assert "refine_rounds" not in world.job(**values).request
     assert world.job(metric="auto").request["refine_rounds"] == 3
+    assert world.job(limits={"bit_operations": "100M"}).request["refine_rounds"] == 3

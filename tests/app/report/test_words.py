@@ -187,6 +187,12 @@ def test_why_no_further_step_was_tried_is_said_last(trials, end):
     assert len(others) == len(End)
 
 
+def test_an_end_that_is_no_longer_known_is_passed_over():
+    """Plans from before may have ended for a reason that there is no more."""
+    words = certificate_words(plan(status="optimal", solver={"refinement": {"ended": "limits"}}))
+    assert "No further step" not in words
+
+
 @pytest.mark.parametrize(
     ("settings", "sources", "words"),
     [

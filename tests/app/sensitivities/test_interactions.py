@@ -70,18 +70,41 @@ def test_large_searches_are_left_alone(world, monkeypatch):
     assert found(world, job)[1] is None
 
 
-def test_an_alternative_is_made_where_changes_cancel(world):
-    def value(unit, candidate, probe, sample):
-        sign = {"q.weight": 1, "k.weight": -1}.get(unit, 0.01)
-        signs = np.random.default_rng((probe, sample)).choice([-1.0, 1.0])
-        return sign * signs * 2.0**-candidate.bits
+def cancelling(unit, candidate, probe, sample):
+    """The errors of q and k cancel at equal widths."""
+    sign = {"q.weight": 1, "k.weight": -1}.get(unit, 0.01)
+    signs = np.random.default_rng((probe, sample)).choice([-1.0, 1.0])
+    return sign * signs * 2.0**-candidate.bits
 
-    job = world.job(metric="auto", candidates=[2, 4, 8], budgets=["4 bits"])
-    world.estimate(job, value)
+
+def drafts(world, **values):
+    """By role, of a job whose errors cancel."""
+    job = world.job(metric="auto", candidates=[2, 4, 8], budgets=["4 bits"], **values)
+    world.estimate(job, cancelling)
     with world.database.read() as session:
-        plans = draft_job(session, job.id)
-    by_role = {plan.label.role.value: plan for plan in plans}
+        return {plan.label.role.value: plan for plan in draft_job(session, job.id)}
+
+
+def test_an_alternative_is_made_where_changes_cancel(world):
+    by_role = drafts(world)
     other, plain = by_role["alternative"].draft, by_role["requested"].draft
     assert other.choices["q.weight"] == other.choices["k.weight"], "the errors of both cancel at equal widths"
     assert other.predicted["kl"] < plain.objective <= other.objective
     assert by_role["alternative"].label.spec == by_role["requested"].label.spec | {"interactions": True}
+
+
+def test_an_alternative_keeps_the_limits(world):
+    def operations(draft):
+        macs = {"stem.weight": 9000, "q.weight": 512, "k.weight": 256, "head.weight": 640}
+        return sum(macs[unit] * choice["bits"] * 32 for unit, choice in draft.choices.items())
+
+    limit = 1_000_000
+    limited, free = drafts(world, limits={"bit_operations": str(limit)}), drafts(world)
+    assert operations(free["alternative"].draft) > limit, "the limit does not bind: the test tells nothing"
+    other, plain = limited["alternative"].draft, limited["requested"].draft
+    for draft in (other, plain):
+        assert operations(draft) <= limit
+        assert draft.solver["limited"] == {"bit_operations": operations(draft)}
+        assert draft.size_bits <= draft.budget_bits
+    assert other.choices["q.weight"] == other.choices["k.weight"], "the errors of both cancel at equal widths"
+    assert other.predicted["kl"] < plain.objective <= other.objective
