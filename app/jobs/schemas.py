@@ -192,8 +192,8 @@ class JobCreate(BaseModel):
         default=3,
         ge=0,
         le=16,
-        description="How often plans may be measured again around, each time for a better one; 0: never. For weights, "
-        "where costs are predicted in what is compared; no more often than is worth its passes.",
+        description="How often plans may be measured again around, each time for a better one; 0: never. Where "
+        "costs are predicted in what is compared; no more often than is worth its passes.",
     )
     pins: dict[UnitName, int] = Field(
         default={}, max_length=100_000, description="Unit -> bit-width its weight must take."

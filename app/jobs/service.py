@@ -296,9 +296,7 @@ def _blocks(
 def _refining(create: JobCreate, method: Method) -> dict[str, Any]:
     """How often plans are measured again around; nothing where that cannot be."""
     able = method.predicts == method.compare.value and method.compare is not Metric.LOSS
-    if not able or create.activation_candidates or not create.refine_rounds:
-        return {}
-    return {"refine_rounds": create.refine_rounds}
+    return {"refine_rounds": create.refine_rounds} if able and create.refine_rounds else {}
 
 
 def _canonical(create: JobCreate, settings: Settings) -> dict[str, Any]:

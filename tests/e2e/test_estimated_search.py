@@ -203,6 +203,13 @@ def test_activations_are_chosen_within_a_limit_on_bit_operations(service):
     best = best_of(costs, budget, lambda plan: operations(plan) <= limit)
     assert searched(document) == pytest.approx(best, rel=1e-9)
     assert best > best_of(costs, budget), "the limit does not bind: the test tells nothing"
+    around = document["solver"]["refinement"]
+    assert around["ended"] != "failed", around
+    assert around["ended"] in {"no-gain", "small-gain", "rounds", "passes"}
+    assert around["passes"] > 0, "nothing was looked at around the plan: the test tells nothing"
+    for plan in (document, *document["alternatives"]):
+        widths = {u: (c["bits"], c["scheme"], c["activation_bits"]) for u, c in plan["choices"].items()}
+        assert operations(widths) <= limit
 
 
 def test_each_unit_takes_the_scheme_that_suits_it(service, exact):

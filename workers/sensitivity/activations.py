@@ -6,7 +6,7 @@ module called twice has a range for each call. The float model is observed, so t
 candidates of other units nor the order in which they are measured.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -155,7 +155,7 @@ def quantized_operands(
     return operands
 
 
-def quantize_activations(choices: Choices) -> bool:
+def quantize_activations(choices: Iterable[tuple[str, Candidate]]) -> bool:
     """Whether any of the candidates quantizes activations."""
     return any(candidate.activation_bits is not None for _, candidate in choices)
 

@@ -129,19 +129,21 @@ def load_batches(path: str, loaded: LoadedModel, selection: Selection) -> Batche
 
 
 def load_activations(
-    request: MeasureRequest | PlanRequest, loaded: LoadedModel, observation: Observation
-) -> ActivationRanges:
-    """The ranges of a model's activations, observed once and kept.
+    request: MeasureRequest | PlanRequest,
+    loaded: LoadedModel,
+    observation: Observation,
+    choices: Iterable[tuple[str, Candidate]],
+) -> ActivationRanges | None:
+    """The ranges of a model's activations, observed once and kept; ``None`` if no candidate quantizes any.
 
-    Args:
-        request: Names the model, the device, and the samples per pass.
-        loaded: The model.
-        observation: The samples.
+    Args as for `load_moments`.
 
     Raises:
         WorkerError: See `load_batches` and `workers.sensitivity.activations.observe`.
         OSError: The file cannot be read.
     """
+    if not quantize_activations(choices):
+        return None
     selection = _observed(request, observation)
 
     def run() -> ActivationRanges:
@@ -246,10 +248,10 @@ def prepare(request: MeasureRequest) -> Setup:
         path=request.calibration_path, seed=request.seed, samples=request.samples, indices=request.indices
     )
     loaded = load_model(request.model_path, request.device, request.output, request.compute_dtype)
-    if quantize_activations(request.wanted):
-        setup = replace(setup, activations=load_activations(request, loaded, observation))
+    activations = load_activations(request, loaded, observation, request.wanted)
     moments = load_moments(request, loaded, observation, request.wanted)
-    return setup if moments is None else replace(setup, moments=moments)
+    nothing = activations is None and moments is None
+    return setup if nothing else replace(setup, activations=activations, moments=moments)
 
 
 def _bound_outputs(newest: Setup, limit_bytes: int) -> None:

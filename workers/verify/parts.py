@@ -16,7 +16,13 @@ from workers.sensitivity.exact import quantized
 from workers.sensitivity.metrics import COST_LIMIT
 from workers.sensitivity.mixture import Packing, variances_of
 from workers.sensitivity.reference import FloatOutputs, Spread, first_output, sample_costs
-from workers.sensitivity.session import LoadedModel, load_float_outputs, load_model, load_moments
+from workers.sensitivity.session import (
+    LoadedModel,
+    load_activations,
+    load_float_outputs,
+    load_model,
+    load_moments,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,7 @@ class PlanPart:
     """A plan, and the samples to measure it on.
 
     Args:
-        choices: Unit name -> candidate; without activation bits.
+        choices: Unit name -> candidate.
         positions: Among the samples that the request chooses, ascending.
     """
 
@@ -56,15 +62,18 @@ def measure_parts(
     loaded = load_model(request.model_path, request.device, request.output, request.compute_dtype)
     floats = load_float_outputs(request, loaded)
     comparison = _Comparison.of(request, loaded, floats)
-    moments = None
+    activations = moments = None
     if request.observation is not None:  # once, with what any of the plans needs
         wanted = [choice for part in parts for choice in part.choices.items()]
+        activations = load_activations(request, loaded, request.observation, wanted)
         moments = load_moments(request, loaded, request.observation, wanted)
     found: list[NDArray[np.float64]] = []
     done, total = 0, sum(len(part.positions) for part in parts)
     for part in parts:
         choices = list(part.choices.items())
-        override = quantized(loaded.program, loaded.table, choices, moments=moments, weights=loaded.weights)
+        override = quantized(
+            loaded.program, loaded.table, choices, activations, moments, weights=loaded.weights
+        )
         batches = replace(floats.batches, samples=floats.batches.samples[list(part.positions)])
         costs = []
         for batch in range(len(batches)):

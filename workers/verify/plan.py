@@ -11,7 +11,6 @@ from workers.errors import RequestRefused
 from workers.graph.program import Override
 from workers.mixtures import WeightedOutput, parse_mixture
 from workers.sensitivity import metrics
-from workers.sensitivity.activations import quantize_activations
 from workers.sensitivity.exact import quantized
 from workers.sensitivity.mixture import Packing
 from workers.sensitivity.reference import FloatOutputs, Spread, check, first_output, sample_costs
@@ -58,8 +57,7 @@ def measure_plan(request: PlanRequest, progress: Progress | None = None) -> dict
     choices = list(request.choices.items())
     activations = moments = None
     if request.observation is not None:
-        if quantize_activations(choices):
-            activations = load_activations(request, loaded, request.observation)
+        activations = load_activations(request, loaded, request.observation, choices)
         moments = load_moments(request, loaded, request.observation, choices)
     override = quantized(loaded.program, loaded.table, choices, activations, moments, weights=loaded.weights)
     mixture = parse_mixture(request.output)

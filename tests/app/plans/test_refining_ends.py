@@ -195,7 +195,6 @@ def test_few_samples_tell_nothing(world, refining, nature, look):
     "values",
     [
         {"refine_rounds": 0},
-        {"activation_candidates": [8]},
         {"metric": "fisher"},
     ],
     ids=str,
@@ -203,4 +202,5 @@ def test_few_samples_tell_nothing(world, refining, nature, look):
 def test_jobs_that_cannot_be_refined_do_not_ask_for_it(world, values):
     assert "refine_rounds" not in world.job(**values).request
     assert world.job(metric="auto").request["refine_rounds"] == 3
-    assert world.job(limits={"bit_operations": "100M"}).request["refine_rounds"] == 3
+    with_limit = {"activation_candidates": [8], "limits": {"bit_operations": "100M"}}
+    assert world.job(**with_limit).request["refine_rounds"] == 3

@@ -2,13 +2,15 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from workers.contracts import Candidate, Metric, PlanRequest, Scheme
+from workers.contracts import Candidate, Metric, Observation, PlanRequest, Scheme
+from workers.errors import RequestRefused
 from workers.graph.program import NO_OVERRIDE, Program
 from workers.sensitivity import reference, session
 from workers.verify.parts import PlanPart, measure_parts
@@ -67,6 +69,26 @@ def test_parts_are_the_samples_of_the_whole(request_for, metric):
         assert float(costs.mean()) == pytest.approx(measured.mean, rel=1e-6)
         error = float(costs.std(ddof=1)) / math.sqrt(SAMPLES)
         assert error == pytest.approx(measured.standard_error, rel=1e-6)
+
+
+def test_inputs_are_quantized_where_plans_say_so(request_for):
+    """By ranges of all samples, whatever part is measured, beside plans that leave inputs in float."""
+    narrow = {name: replace(candidate, activation_bits=3) for name, candidate in FINE.items()}
+    request = request_for(Metric.KL)
+    observed = {"observation": Observation(path=request.data_path)}
+    parts = [
+        PlanPart(choices=FINE, positions=tuple(range(SAMPLES))),
+        PlanPart(choices=narrow, positions=tuple(range(SAMPLES))),
+        PlanPart(choices=narrow, positions=(2, 3)),
+    ]
+    floats, whole, some = measure_parts(request_for(Metric.KL, **observed), parts)
+    assert some.tolist() == pytest.approx(whole[[2, 3]].tolist(), rel=1e-5)
+    for choices, costs in ((FINE, floats), (narrow, whole)):
+        measured = measure_plan(request_for(Metric.KL, choices, **observed))["kl"]
+        assert float(costs.mean()) == pytest.approx(measured.mean, rel=1e-6)
+    assert float(whole.mean()) > 1.05 * float(floats.mean())
+    with pytest.raises(RequestRefused, match="no samples are named on which to observe their range"):
+        measure_parts(request, parts)
 
 
 def test_progress_counts_the_samples_of_all_parts(request_for):
