@@ -16,9 +16,10 @@ def conclude_job(session: Session, job_id: str) -> None:
 
     First between the plans that the search made. The one made with interactions takes the place of the other when it costs
     less on the calibration data, which it was made from, and no more on the evaluation data, which it was not: these can only
-    speak against it. The same holds for the one found by measuring again around the better of both. Then "never worse than uniform, as measured": a uniform plan that keeps to the budget and the pins and
-    costs less, measured jointly (on the evaluation data when there is any), takes the place of what the search found. The
-    bound stays, and the gap is told anew.
+    speak against it, and without any nothing speaks for it. The same holds for the one found by measuring again around the
+    better of both, but its steps were crossed: that speaks for it where there are no evaluation data. Then "never worse than
+    uniform, as measured": a uniform plan that keeps to the budget and the pins and costs less, measured jointly (on the
+    evaluation data when there is any), takes the place of what the search found. The bound stays, and the gap is told anew.
     """
     job = session.get_one(Job, job_id)
     metric = job.request["compare"]
@@ -43,15 +44,19 @@ def is_remeasured(plan: Plan) -> bool:
 
 
 def is_better(other: Plan, plan: Plan, metric: str) -> bool:
-    """Whether another plan costs less on the calibration data and, where there are any, no more on the evaluation data."""
+    """Whether another plan costs less on the calibration data, and no more on data that it was not made from.
+
+    These are the evaluation data, else what steps around a plan were crossed with. A plan made with interactions has neither
+    where there are no evaluation data: made from the calibration data, it costs little on them in any case.
+    """
     theirs, own = (_values(p, metric) for p in (other, plan))
     if theirs.get("calibration") is None or own.get("calibration") is None:
         return False
-    if theirs.get("evaluation") is not None and own.get("evaluation") is not None:
-        refuted = bool(theirs["evaluation"] > own["evaluation"])
+    if theirs.get("evaluation") is None or own.get("evaluation") is None:
+        holds = is_remeasured(other)
     else:
-        refuted = False
-    return bool(theirs["calibration"] < own["calibration"]) and not refuted
+        holds = bool(theirs["evaluation"] <= own["evaluation"])
+    return holds and bool(theirs["calibration"] < own["calibration"])
 
 
 def _best_baseline(plan: Plan, uniform: Sequence[Plan], metric: str) -> Plan | None:

@@ -112,6 +112,7 @@ def test_an_alternative_is_handed_over_when_it_is_lower_on_the_calibration_data(
         ((2.0, 0.1), {}),
         ((None, 0.1), {}),
         ((1.0, 0.1), {"other_ordinal": 1}),
+        ((1.0, None), {}),
     ],
     ids=[
         "better on the evaluation data only",
@@ -119,6 +120,7 @@ def test_an_alternative_is_handed_over_when_it_is_lower_on_the_calibration_data(
         "equal",
         "not measured",
         "of another budget",
+        "measured on nothing but what it was made from",
     ],
 )
 def test_an_alternative_is_left_alone(conclude, other, values):
@@ -198,6 +200,8 @@ def test_concluding_twice_changes_nothing(conclude):
         ((1.9, 1.1), (1.8, 0.9), "remeasured"),
         ((1.9, 1.1), (1.8, 1.1), "search"),
         (None, (2.0, 0.5), "search"),
+        ((1.7, None), (1.8, None), "remeasured"),
+        ((1.7, None), (2.0, None), "search"),
     ],
     ids=str,
 )
