@@ -144,6 +144,8 @@ def main() -> None:
     parser.add_argument("--compare", choices=("kl", "mse"))
     parser.add_argument("--metric", default="auto")
     parser.add_argument("--scheme", default="channel-asymmetric")
+    parser.add_argument("--activations", type=int, nargs="+", default=[], help="widths of units' inputs")
+    parser.add_argument("--limit", help="on bit operations, e.g. 1.2G")
     parser.add_argument("--samples", type=int, help="calibration samples to use; all if not given")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--workers", type=int, default=2)
@@ -168,6 +170,8 @@ def main() -> None:
         "metric": given.metric,
         "samples": given.samples,
         "batch_size": given.batch_size,
+        "activation_candidates": given.activations,
+        "limits": {} if given.limit is None else {"bit_operations": given.limit},
         **({} if given.compare is None else {"compare": given.compare}),
     }
     with job_progress(Console(stderr=True)) as progress:
