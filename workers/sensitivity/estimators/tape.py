@@ -69,15 +69,20 @@ class _Record:
             step=self.step, values=self.values | seen, before=before, outputs=outputs, sources=sources
         )
 
-    def through_quantizers(self, found: dict[Place, Tensor]) -> dict[Place, Tensor]:
-        """What comes back to the sources themselves, given what comes back to what the step sees of them."""
+    def through_quantizers(self, back: list[dict[Place, Tensor]]) -> list[dict[Place, Tensor]]:
+        """Per cotangent what comes back to the sources themselves, given what comes back to what the step sees of them."""
+        if not self.quantizers:
+            return back
         inside = {
             source: quantizer.inside(self.values[source]) for source, quantizer in self.quantizers.items()
         }
-        return {
-            place: cotangent * inside[place[0]] if place[0] in inside else cotangent
-            for place, cotangent in found.items()
-        }
+        return [
+            {
+                place: found * inside[place[0]] if place[0] in inside else found
+                for place, found in each.items()
+            }
+            for each in back
+        ]
 
 
 class _Boundary(torch.autograd.Function):
@@ -156,8 +161,8 @@ class Tape:
                 if not any(own):
                     continue
                 back = [_products(record, each) for each in own]
-                for waiting, found in zip(pending, back, strict=True):
-                    for place, cotangent in record.through_quantizers(found).items():
+                for waiting, found in zip(pending, record.through_quantizers(back), strict=True):
+                    for place, cotangent in found.items():
                         if place[0] in self._plan.active:
                             waiting[place] = waiting[place] + cotangent if place in waiting else cotangent
                 if node in self._plan.wanted:
