@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from distributed import Client, Scheduler, Security, Worker, fire_and_forget
 
-from app.dispatch.engine import Phase, Report, TaskFunction
+from app.dispatch.engine import Phase, Report, TaskFunction, nobody_listens
 from app.dispatch.logs import line
 from app.errors import EngineUnavailable
 
@@ -60,6 +60,7 @@ class DaskEngine:
         self._security = security
         self._client: Any = None
         self._futures: dict[str, Any] = {}
+        self._tell: Callable[[], None] = nobody_listens
         self._farewells: set[asyncio.Task[None]] = set()
         self._closing = False
         self._loop = asyncio.new_event_loop()
@@ -88,6 +89,10 @@ class DaskEngine:
             self._ask(lambda client: _kill(client, _PREFIX + key))
         except EngineUnavailable as error:
             logger.warning(line("kill_failed", key=key, error=error))
+
+    def when_ended(self, tell: Callable[[], None]) -> None:
+        """Have a function called whenever the scheduler says that a task submitted from here has ended."""
+        self._tell = tell
 
     def capacity(self) -> int:
         """Number of the workers' threads, one for each worker."""
@@ -136,6 +141,7 @@ class DaskEngine:
             priority=priority,
         )
         fire_and_forget(future)  # type: ignore[no-untyped-call]
+        future.add_done_callback(lambda _: self._tell())
         self._futures[key] = future
 
     async def _status(self, client: Any, key: str) -> Report:

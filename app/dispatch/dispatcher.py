@@ -299,6 +299,8 @@ class DispatcherHandle:
         self._engine = engine
         self._pause_s = pause_s
         self._stop = threading.Event()
+        self._woken = threading.Event()
+        engine.when_ended(self._woken.set)
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
 
@@ -314,12 +316,18 @@ class DispatcherHandle:
     def stop(self) -> None:
         """End the thread, give the lease back, let go of the engine. Running tasks go on."""
         self._stop.set()
+        self._woken.set()
         self._thread.join()
         self._engine.close()
 
     def _run(self) -> None:
         trouble, hasty = False, 0
-        while not self._stop.wait(self._pause_s if hasty in (0, _HASTY_ROUNDS) else 0.0):
+        while True:
+            # What comes next need not wait for the end of the pause once a task has ended.
+            self._woken.wait(self._pause_s if hasty in (0, _HASTY_ROUNDS) else 0.0)
+            self._woken.clear()
+            if self._stop.is_set():
+                break
             try:
                 self._dispatcher.tick()
                 hasty = hasty % _HASTY_ROUNDS + 1 if self._dispatcher.moved else 0

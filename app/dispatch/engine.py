@@ -56,11 +56,21 @@ class Engine(Protocol):
         does not even begin when it is still queued.
         """
 
+    def when_ended(self, tell: Callable[[], None]) -> None:
+        """Have a function called, from any thread, whenever a task has ended in whatever way.
+
+        Not for every one: what other processes submitted, or what ends while the engine is away, may go by unheard.
+        """
+
     def capacity(self) -> int:
         """How many tasks can run at the same time; 0 while the engine cannot be reached."""
 
     def close(self) -> None:
         """Let go of the engine."""
+
+
+def nobody_listens() -> None:
+    """What an engine tells that a task has ended, before anybody asked to be told."""
 
 
 def engine_key(task_id: str, attempt: int) -> str:

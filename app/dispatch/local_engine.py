@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from app.dispatch.engine import Phase, Report, TaskFunction
+from app.dispatch.engine import Phase, Report, TaskFunction, nobody_listens
 from app.errors import EngineUnavailable
 
 MAX_STILLBORN = 5
@@ -70,6 +70,7 @@ class LocalEngine:
         self._closed = False
         self._stillborn = 0
         self._broken = ""
+        self._tell: Callable[[], None] = nobody_listens
         self._waker, self._wake = self._context.Pipe(duplex=False)
         self._slots = [self._spawn() for _ in range(processes)]
         self._thread = threading.Thread(target=self._watch, name="local-engine", daemon=True)
@@ -103,6 +104,10 @@ class LocalEngine:
             for slot in self._slots:
                 if slot.work is not None and slot.work.key == key:
                     slot.process.kill()
+
+    def when_ended(self, tell: Callable[[], None]) -> None:
+        """Have a function called whenever a process has ended a task, or has died."""
+        self._tell = tell
 
     def capacity(self) -> int:
         """Number of processes. One that cannot keep any still takes tasks, so that they fail and tell why."""
@@ -163,6 +168,7 @@ class LocalEngine:
                         self._receive(slots[connection])
                 if not self._closed:
                     self._feed()
+            self._tell()
 
     def _receive(self, slot: _Slot) -> None:
         """Take a result, or replace a process that died. The lock is held."""

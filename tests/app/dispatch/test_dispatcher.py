@@ -1,5 +1,6 @@
 """The dispatcher on a real database, with an engine whose every move the test decides."""
 
+import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from app.errors import EngineUnavailable
 from app.models import Job, JobState, Model, ModelState, PlanRole, Stage, Task, TaskKind, TaskState
 
 from .rows import add_job, add_model, add_plan, add_task, at
-from .theatre import Theatre
+from .theatre import FakeEngine, Theatre
 
 
 def test_a_job_goes_all_the_way(theatre):
@@ -83,7 +84,15 @@ def test_what_moves_is_not_waited_for_but_does_not_crowd_out_the_rest(monkeypatc
     class Watch:
         def wait(self, seconds):
             pauses.append(seconds)
+
+        def is_set(self):
             return len(pauses) > len(moved)
+
+        def clear(self):
+            pass
+
+        def set(self):
+            pass
 
     class Rounds:
         moved = False
@@ -96,8 +105,31 @@ def test_what_moves_is_not_waited_for_but_does_not_crowd_out_the_rest(monkeypatc
 
     monkeypatch.setattr(dispatcher.threading, "Event", Watch)
     monkeypatch.setattr(dispatcher.threading, "Thread", Held)
-    DispatcherHandle(Rounds(), None, 0.5)._thread.target()
+    DispatcherHandle(Rounds(), FakeEngine(), 0.5)._thread.target()
     assert pauses == [0.5, 0.5, 0, 0, 0.5, 0, 0, 0, 0.5, 0, 0, 0.5]
+
+
+def test_what_comes_after_a_task_does_not_wait_for_the_end_of_a_pause():
+    rounds = queue.Queue()
+
+    class Rounds:
+        moved = False
+
+        def tick(self):
+            rounds.put(True)
+
+        def resign(self):
+            pass
+
+    engine = FakeEngine()
+    handle = DispatcherHandle(Rounds(), engine, 3600.0)
+    try:
+        for _ in range(3):
+            engine.tell()
+            assert rounds.get(timeout=30)
+    finally:
+        handle.stop()
+    assert rounds.empty(), "nothing ended, and an hour has not passed"
 
 
 def test_a_job_with_nothing_to_measure_starts_by_itself(theatre):

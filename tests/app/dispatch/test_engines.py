@@ -1,6 +1,7 @@
 """One contract, every engine: what the dispatcher may rely on."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -74,6 +75,16 @@ def test_a_task_runs_once_and_is_reported_finished(bench):
     bench.go_on("wait-1")
     assert bench.ends_as(key).phase is Phase.FINISHED
     assert len(bench.pids("wait-1")) == 1
+
+
+@pytest.mark.parametrize("task", ["task-1", "raise-1"])
+def test_the_end_of_a_task_is_told_once_it_can_be_seen(bench, task):
+    seen, key = queue.Queue(), engine_key(f"{task}-{bench.salt}", 0)
+    bench.engine.when_ended(lambda: seen.put(bench.engine.status(key).phase))
+    assert bench.submit(task) == key
+    expected = Phase.ERROR if task == "raise-1" else Phase.FINISHED
+    while seen.get(timeout=30) is not expected:  # a process that has come up is told, too
+        pass
 
 
 def test_an_error_is_reported_with_its_text_and_hits_nobody_else(bench):

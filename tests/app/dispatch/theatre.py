@@ -36,6 +36,9 @@ class FakeEngine:
         self.cancelled.append(key)
         self.reports[key] = Report(phase=Phase.LOST)
 
+    def when_ended(self, tell):
+        self.tell = tell
+
     def capacity(self):
         return 0 if self.down else self.room
 
