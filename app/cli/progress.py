@@ -69,12 +69,11 @@ class JobProgress:
         if words != self._last[0] or fraction >= self._last[1] + _LINE_EVERY:
             self._last = (words, fraction)
             if progress is None:
-                self._console.print(words)
+                _print_line(self._console, words)
                 return
             left = f", {_time_left(eta)}" if eta else ""
-            self._console.print(
-                f"{words}: {quantities.percent(fraction)}{f' ({counts})' if counts else ''}{left}"
-            )
+            done = f"{quantities.percent(fraction)}{f' ({counts})' if counts else ''}"
+            _print_line(self._console, f"{words}: {done}{left}")
 
 
 @contextmanager
@@ -106,7 +105,7 @@ def job_progress(console: Console) -> Iterator[JobProgress]:
 def transfer_progress(console: Console, name: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     """A bar for an upload: call what is yielded with the bytes sent so far."""
     if not console.is_terminal:
-        console.print(f"uploading {name} ({quantities.size(8 * total_bytes)})")
+        _print_line(console, f"uploading {name} ({quantities.size(8 * total_bytes)})")
         yield lambda _sent: None
         return
     with Progress(
@@ -119,6 +118,11 @@ def transfer_progress(console: Console, name: str, total_bytes: int) -> Iterator
     ) as bar:
         task = bar.add_task(name, total=total_bytes)
         yield lambda sent: bar.update(task, completed=sent)
+
+
+def _print_line(console: Console, text: str) -> None:
+    """Print a line of a log: in one piece, however long it is, and as it stands."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def _time_left(seconds: float | None) -> str:
