@@ -109,7 +109,7 @@ def transfer_progress(console: Console, name: str, total_bytes: int) -> Iterator
         yield lambda _sent: None
         return
     with Progress(
-        TextColumn("uploading {task.description}"),
+        TextColumn("uploading {task.description}", markup=False),
         BarColumn(bar_width=32),
         DownloadColumn(),
         TransferSpeedColumn(),

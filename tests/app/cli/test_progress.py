@@ -71,6 +71,8 @@ def test_an_upload_in_a_log_is_one_line() -> None:
 
 def test_an_upload_on_a_terminal_is_a_bar() -> None:
     text = io.StringIO()
-    with transfer_progress(Console(file=text, width=100, force_terminal=True), "m.pt2", 2_000_000) as sent:
+    with transfer_progress(
+        Console(file=text, width=100, force_terminal=True), "m[/x].pt2", 2_000_000
+    ) as sent:
         sent(1_000_000)
-    assert "m.pt2" in text.getvalue()
+    assert "m[/x].pt2" in text.getvalue()
