@@ -1,8 +1,9 @@
 """Whether the time left that a job told was right.
 
 Fed with a job's progress documents as they come; at the end of a stage every time left that was told after the stage's
-first tenth is compared with what the stage then took. A stage that is entered again is another one. One that is over in a
-few seconds is not judged: nobody waits for it, and how often one looks decides what is seen of it.
+first tenth is compared with what the stage then took. A stage that is entered again is another one, and so is another round
+of measuring: it asks for further entries, and that plans were made in between may have been too short to be seen. One that is
+over in a few seconds is not judged: nobody waits for it, and how often one looks decides what is seen of it.
 """
 
 import time
@@ -41,6 +42,8 @@ class Foretold:
     clock: Callable[[], float] = time.monotonic
     errors: list[Error] = field(default_factory=list)
     _stage: str | None = None
+    _total: int | None = None
+    """Of a round's entries; of other stages ``None``."""
     _started: float = 0.0
     _told: list[tuple[float, float | None]] = field(default_factory=list)
     """Moment and foretold length of the stage; several times the same document is one."""
@@ -48,9 +51,10 @@ class Foretold:
     def update(self, progress: Mapping[str, Any] | None) -> None:
         """Take note of a progress document; ``None`` or another stage ends the stage before."""
         now, stage = self.clock(), (progress or {}).get("stage")
-        if stage != self._stage:
+        total = (progress or {}).get("total") if stage == "measure" else None
+        if (stage, total) != (self._stage, self._total):
             self._close(now)
-            self._stage, self._started = stage, now
+            self._stage, self._total, self._started = stage, total, now
         if progress is not None and progress["fraction"] < 1.0:
             left = progress.get("eta_seconds")
             self._told.append((now, None if left is None else now - self._started + float(left)))

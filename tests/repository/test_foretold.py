@@ -76,3 +76,14 @@ def test_a_stage_of_a_few_seconds_is_not_judged(module):
 
 def test_a_stage_that_is_over_at_once_has_no_error(module):
     assert told(module, [(5.0, "solve", 0.5, 1.0)], 5.0) == []
+
+
+def test_a_round_that_asks_for_more_entries_is_a_stage_of_its_own(module):
+    """Plans were made in between, too fast to be seen."""
+    moments = iter([0.0, 20.0, 40.0, 60.0, 100.0])
+    foretold = module.Foretold(clock=lambda: next(moments))
+    for total, left in ((50, 40.0), (50, 20.0), (80, 60.0), (80, 40.0)):
+        foretold.update({"stage": "measure", "fraction": 0.5, "eta_seconds": left, "total": total})
+    first, second = foretold.close()
+    assert (first.seconds, first.largest) == (40.0, 0.0)
+    assert (second.seconds, second.largest) == (60.0, 0.0)
