@@ -73,9 +73,8 @@ def measure_blocks(source: Source, request: Mapping[str, Any]) -> tuple[Block, .
     """What entries are measured on, one block a round, where samples are chosen by what plans need; else all samples."""
     if request.get("regret") is None:
         return (whole_block(source),)
-    return cut(
-        source.choice.used, request.get("blocks", FEWEST)
-    )  # jobs from before there was a choice have the fewest
+    # Jobs from before there was a choice have the fewest.
+    return cut(source.choice.used, request.get("blocks", FEWEST))
 
 
 def cut(samples: int, parts: int) -> tuple[Block, ...]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
-from solver import Problem, Proof, SolveStatus, Stopped, solve
+from solver import Problem, Proof, SolveStatus, Stopped, WidthCount, solve
 from solver.certificate import evaluate, lagrangian_bound
 from solver.core import assemble, scan
 from solver.knapsack import cost_step, solve_knapsack
@@ -325,3 +325,20 @@ def test_a_plan_is_priced_to_the_last_place(engine, length):
 def test_a_choice_that_does_not_exist_is_found_out(choice):
     problem = Problem.from_arrays(np.ones((2, 3)), np.ones((2, 3), int), budget=9)
     assert evaluate(problem, np.array([0, choice])).violations == ("a candidate that does not exist",)
+
+
+def test_widths_may_be_laid_out_in_any_order(engine):
+    """One row of widths for all units is broadcast; the compiled kernels want tables row after row."""
+    rng = np.random.default_rng(0)
+    problem = Problem.from_arrays(
+        rng.random((6, 3)),
+        rng.integers(1, 50, (6, 3)),
+        budget=None,
+        widths=np.broadcast_to([2, 4, 8], (6, 3)),
+        width_counts=[WidthCount(width=8, maximum=2)],
+    )
+    (row,) = problem.reduced.rows
+    found = solve_knapsack(
+        problem.reduced, row.table, row.limit, relative_gap=0.0, deadline=time.monotonic() + 10, engine=engine
+    )
+    assert int((problem.reduced.widths[np.arange(6), found.slots] == 8).sum()) <= 2

@@ -27,7 +27,6 @@ from solver import (
 )
 from solver.certificate import lagrangian_bound
 from solver.dual import solve_dual
-from solver.knapsack import solve_knapsack
 from solver.reduction import ReducedRow
 from solver.widths import by_width_sets, width_sets
 
@@ -392,20 +391,3 @@ def test_width_sets_left_out_for_want_of_time_are_bounded_not_forgotten(instance
         some = by_width_sets(problem.reduced, row, sets, relative_gap=0.0, deadline=1.0, engine=engine)
     assert not some.proven
     assert some.lower_bound <= best.objective
-
-
-def test_widths_may_be_laid_out_in_any_order(engine):
-    """One row of widths for all units is broadcast; the compiled kernels want tables row after row."""
-    rng = np.random.default_rng(0)
-    problem = Problem.from_arrays(
-        rng.random((6, 3)),
-        rng.integers(1, 50, (6, 3)),
-        budget=None,
-        widths=np.broadcast_to(WIDTHS, (6, 3)),
-        width_counts=[WidthCount(width=8, maximum=2)],
-    )
-    (row,) = problem.reduced.rows
-    found = solve_knapsack(
-        problem.reduced, row.table, row.limit, relative_gap=0.0, deadline=time.monotonic() + 10, engine=engine
-    )
-    assert int((problem.reduced.widths[np.arange(6), found.slots] == 8).sum()) <= 2
