@@ -43,6 +43,7 @@ _BESIDE = {
     "uniform": "Baseline: the same bit-width in every unit",
     "alternative": "Made with interactions, to be measured next to the plan of added costs",
 }
+_UNHEARD = "Not handed over: nothing but the calibration data, which it was made from, could speak for it; evaluation data would decide."
 _REMEASURED = "Found by measuring again around a plan, to be measured next to that"
 _TAKEN = {
     "uniform": "Uniform plan handed over: it measured better",
@@ -122,7 +123,7 @@ def _rounds(plan: Mapping[str, Any]) -> list[str]:
 def _reasons(plan: Mapping[str, Any]) -> list[str]:
     """The sentences after the headline."""
     if plan.get("role") in _BESIDE:
-        return []
+        return [_UNHEARD] if _is_unheard(plan) else []
     if plan.get("origin") in _TAKEN:
         return _handed_over(plan)
     status = plan.get("status")
@@ -133,6 +134,15 @@ def _reasons(plan: Mapping[str, Any]) -> list[str]:
     if status == "infeasible":
         return _infeasible(plan)
     return [text.format(backend=_backend(plan)) for text in _WHY_NONE.get(str(status), ())]
+
+
+def _is_unheard(plan: Mapping[str, Any]) -> bool:
+    """Whether a plan made with interactions was measured where there are no evaluation data."""
+    if plan["role"] != "alternative" or plan.get("origin") == "remeasured":
+        return False
+    measured = plan.get("measured") or {}
+    values: Mapping[str, Any] = next(iter(measured.get("values", measured).values()), {})
+    return values.get("calibration") is not None and values.get("evaluation") is None
 
 
 def certificate_level(plan: Mapping[str, Any]) -> str:

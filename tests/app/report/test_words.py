@@ -140,6 +140,22 @@ def test_a_plan_beside_the_one_handed_over_does_not_say_that_it_was():
     assert certificate_words(again).startswith("Found by measuring again around a plan")
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_plan_that_no_data_could_speak_for_says_so(wrapped):
+    def beside(origin, evaluation):
+        values = {"kl": {"calibration": 0.02, "evaluation": evaluation}}
+        measured = {"values": values} if wrapped else values
+        return certificate_words(
+            plan(role="alternative", origin=origin, status="feasible", measured=measured)
+        )
+
+    assert beside("interactions", None).endswith("evaluation data would decide.")
+    assert "evaluation data" not in beside("interactions", 0.03)
+    assert "evaluation data" not in beside("remeasured", None), "its steps were crossed"
+    unmeasured = plan(role="alternative", origin="interactions", status="feasible", measured=None)
+    assert "evaluation data" not in certificate_words(unmeasured)
+
+
 def test_between_plans_of_the_search_the_calibration_data_are_told_to_decide():
     found = {"measured": {"values": {"kl": {"calibration": 0.0625, "evaluation": 0.01}}}}
     words = certificate_words(plan(origin="interactions", status="feasible", solver={"search": found}))

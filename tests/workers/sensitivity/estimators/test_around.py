@@ -82,12 +82,16 @@ class Explicit:
 
         logits = outputs(self.weights[name])
         moved = torch.einsum("tc...,...->tc", torch.func.jacrev(outputs)(self.weights[name]), change)
-        signs = random_signs(seed, number, [sample], logits.numel()).double().reshape(logits.shape)
-        total = 0.0
-        for z, d, s in zip(logits, moved, signs, strict=True):
-            p = torch.softmax(z, -1)
-            total += float(d @ (torch.diag(p.sqrt()) - torch.outer(p, p.sqrt())) @ s)
-        return total / (2 * len(logits)) ** 0.5
+        return probed(logits, moved, random_signs(seed, number, [sample], logits.numel()))
+
+
+def probed(logits, moved, signs):
+    """``s' R' moved / sqrt(2 T)``, with R R' the Fisher information of the softmax at each of T positions."""
+    total = 0.0
+    for z, d, s in zip(logits, moved, signs.double().reshape(logits.shape), strict=True):
+        p = torch.softmax(z, -1)
+        total += float(d @ (torch.diag(p.sqrt()) - torch.outer(p, p.sqrt())) @ s)
+    return total / (2 * len(logits)) ** 0.5
 
 
 def expected_rows(case, explicit, value):
@@ -287,12 +291,7 @@ class ExplicitPairs(Explicit):
             logits = run(self.weights[name], offset)
             jacobian = torch.func.jacrev(run, argument)(self.weights[name], offset)
             moved = torch.einsum("tc...,...->tc", jacobian, change)
-            signs = random_signs(seed, number, [sample], logits.numel()).double().reshape(logits.shape)
-            total = 0.0
-            for z, d, s in zip(logits, moved, signs, strict=True):
-                p = torch.softmax(z, -1)
-                total += float(d @ (torch.diag(p.sqrt()) - torch.outer(p, p.sqrt())) @ s)
-            return total / (2 * len(logits)) ** 0.5
+            return probed(logits, moved, random_signs(seed, number, [sample], logits.numel()))
 
         return self.both(name, candidate, sample, derivative)
 
