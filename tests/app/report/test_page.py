@@ -271,3 +271,8 @@ def test_the_certificates_numbers_have_a_unit(document, page):
     assert unit
     for name, value in (("Predicted cost", plan["objective"]), ("Lower bound", plan["lower_bound"])):
         assert f"{name} {number(value, 5)} {unit}" in page.text
+    unbounded = copy.deepcopy(document)
+    unbounded["plans"][0] |= {"lower_bound": None, "relative_gap": None}
+    assert f"Lower bound {number(None, 5)} Gap" in Page(render_report(unbounded)).text, (
+        "no unit without a number"
+    )
