@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solver import Interactions, Problem, Proof, Row, SolveStatus, WidthCount, evaluate, solve_quadratic
+from solver.api import constraints
+from solver.oracle import LinearOracle
 from solver.outcome import Outcome
 
 from .pairwise import cost_of, made
@@ -92,6 +95,61 @@ def test_what_is_not_proven_keeps_every_row_and_the_bound_is_valid():
         above.append((solution.objective - best) / scale)
     assert len(above) > 40
     assert np.mean(np.array(above) > 1e-9) <= 0.05, "exchange finds the best small plan nearly always"
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_bound_is_valid_whatever_plans_are_found(several, monkeypatch):
+    """With no exchange at all, so that poor plans do not hide a bound that is too high."""
+    monkeypatch.setattr("solver.quadratic.Descent.down", lambda _self, slots, **_: slots)
+    gaps = []
+    for seed in range(120):
+        problem, factors = limited(seed)
+        problem = problem if several else replace(problem, rows=(), width_counts=())
+        best = best_of(problem, factors)
+        if best is None:
+            continue
+        solution = solved(problem, factors, restarts=0, certify=False)
+        scale = abs(best) + float(np.abs(problem.costs).sum())
+        assert solution.lower_bound <= best + 1e-9 * scale
+        gaps.append((solution.objective - best) / scale)
+    assert np.sum(np.array(gaps) > 1e-3) >= 4, "the plans are too good to tell anything of the bound"
+
+
+def fitting(rows, width):
+    """All plans that keep some rows, int64 [n, G]."""
+    groups = len(rows[0].table)
+    plans = np.array(list(itertools.product(range(width), repeat=groups)))
+    kept = [row.table[np.arange(groups), plans].sum(axis=1) <= row.limit for row in rows]
+    return plans[np.logical_and.reduce(kept)]
+
+
+def test_linear_costs_are_bounded_for_every_plan_and_no_worse_than_by_the_dual():
+    """At other costs than those of the prices as well; one row is solved exactly."""
+    closer = 0
+    for seed in range(120):
+        problem, _ = limited(seed)
+        reduced = problem.reduced
+        rows = constraints(reduced, problem.budget_bits)
+        groups, width = reduced.costs.shape
+        plans, rng = fitting(rows, width), np.random.default_rng(seed)
+        if not len(plans):
+            continue
+        oracle = LinearOracle(reduced, rows, time.monotonic() + 30)
+        priced, other = rng.normal(size=(2, groups, width))
+        dual = oracle.reprice(priced)
+        for costs in (priced, other):
+            slots, bound = oracle.least(costs)
+            least = costs[np.arange(groups), plans].sum(axis=1).min()
+            assert bound <= least + 1e-9
+            assert bound <= costs[np.arange(groups), slots].sum() + 1e-9
+        bound = oracle.least(priced)[1]
+        assert bound >= dual.bound - 1e-9
+        closer += bound > dual.bound + 1e-6
+        (alone, exact) = LinearOracle(reduced, rows[-1:], time.monotonic() + 30).least(priced)
+        single = fitting(rows[-1:], width)
+        assert priced[np.arange(groups), alone].sum() == pytest.approx(exact, abs=1e-9)
+        assert exact == pytest.approx(priced[np.arange(groups), single].sum(axis=1).min(), abs=1e-9)
+    assert closer > 20
 
 
 def test_rows_that_do_not_bind_change_nothing():
