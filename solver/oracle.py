@@ -42,8 +42,7 @@ class LinearOracle:
         return dual
 
     def _relax_to(self, row: ReducedRow) -> None:
-        of_size = row.table is self.reduced.sizes  # never negative, as was checked when the problem was built
-        self._table, self._limit = (row.table, row.limit) if of_size else shifted(row)
+        self._table, self._limit = shifted(row)
 
     def least(self, costs: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
         """The best plan of the relaxation, slots int64 [G], and a bound that holds for every plan.
