@@ -29,63 +29,14 @@ def test_only_what_is_given() -> None:
 
 
 def test_everything() -> None:
-    arguments = [
-        "--candidates",
-        "2,4,8",
-        "--scheme",
-        "group:64-symmetric-mse",
-        "--metric",
-        "mse",
-        "--seed",
-        "3",
-        "--samples",
-        "7",
-        "--holdout",
-        "0.5",
-        "--batch-size",
-        "16",
-        "--memory-bytes",
-        "1000000",
-        "--pin",
-        "a.weight=8",
-        "--pin",
-        "b=c=4",
-        "--tie",
-        "q,k,v",
-        "--tie",
-        "g,u",
-        "--exclude",
-        "x",
-        "--exclude",
-        "y",
-        "--budget-counts",
-        "file",
-        "--budget",
-        "12MB",
-        "--activations",
-        "8,4",
-        "--compare",
-        "mse",
-        "--refine-rounds",
-        "5",
-        "--max-passes",
-        "12.5",
-        "--regret",
-        "0.02",
-        "--probes",
-        "8",
-        "--limit",
-        "bit_operations=1.2G",
-        "--target",
-        "gguf",
-        "--menu",
-        "full",
-        "--output",
-        "logits",
-        "--compute-dtype",
-        "model",
-    ]
-    request = parsed(arguments)
+    arguments = """
+        --candidates 2,4,8 --scheme group:64-symmetric-mse --metric mse --seed 3 --samples 7
+        --holdout 0.5 --batch-size 16 --memory-bytes 1000000 --pin a.weight=8 --pin b=c=4 --tie q,k,v
+        --tie g,u --exclude x --exclude y --budget-counts file --budget 12MB --activations 8,4
+        --compare mse --refine-rounds 5 --max-passes 12.5 --regret 0.02 --probes 8
+        --limit bit_operations=1.2G --target gguf --menu full --output logits --compute-dtype model
+    """
+    request = parsed(arguments.split())
     assert request == {
         "budgets": ["12MB", "4 bits"],
         "candidates": [2, 4, 8],

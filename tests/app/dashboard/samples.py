@@ -41,6 +41,63 @@ def units(number: int) -> list[dict[str, Any]]:
     return [*found, last | {"output_channel_axis": 0, "tied": [], "derived": False}]
 
 
+_DATA = {
+    "calibration": {
+        "id": "dat_01jd8y1b2c3d4e5f6g7h8j9kmn",
+        "name": "calibration.safetensors",
+        "sha256": "cd" * 32,
+        "samples": 128,
+    },
+    "evaluation": {
+        "id": "dat_01jd8y1b2c3d4e5f6g7h8j9kmp",
+        "name": "evaluation.safetensors",
+        "sha256": "ef" * 32,
+        "samples": 64,
+    },
+}
+_SETTINGS = {
+    "candidates": list(BITS),
+    "scheme": SCHEME,
+    "schemes": [SCHEME],
+    "activation_candidates": [],
+    "limits": {},
+    "metric": "kl",
+    "compare": "kl",
+    "predicts": "kl",
+    "budgets": ["4 bits", "3 bits"],
+    "budget_counts": "weights",
+    "pins": {},
+    "ties": [],
+    "exclude": [],
+    "seed": 0,
+    "samples": None,
+    "holdout": 0.0,
+    "batch_size": 32,
+    "memory_bytes": 2 << 30,
+}
+
+
+def _model(number: int, weights: int) -> Document:
+    return {
+        "id": "mdl_01jd8y0v3k6zq2m4n5p7r8s9tb",
+        "name": "efficientnet-lite0.pt2",
+        "sha256": "ab" * 32,
+        "weights": weights,
+        "units": number,
+        "float_bits": weights * 32 + 42_016 * 32,
+        "unit_float_bits": weights * 32,
+        "unsupported": [
+            {
+                "name": "_bn0.weight",
+                "operator": "batch_norm",
+                "shape": [32],
+                "weights": 32,
+                "reason": "one scale per channel, read by a normalisation",
+            }
+        ],
+    }
+
+
 def result_document(number: int = 16, seed: int = 0) -> Document:
     """The result of a finished job with budgets of 4 and 3 bits on average."""
     rng = random.Random(seed)
@@ -58,56 +115,9 @@ def result_document(number: int = 16, seed: int = 0) -> Document:
         "state": "done",
         "stage": None,
         "problem": None,
-        "model": {
-            "id": "mdl_01jd8y0v3k6zq2m4n5p7r8s9tb",
-            "name": "efficientnet-lite0.pt2",
-            "sha256": "ab" * 32,
-            "weights": weights,
-            "units": number,
-            "float_bits": weights * 32 + 42_016 * 32,
-            "unit_float_bits": weights * 32,
-            "unsupported": [
-                {
-                    "name": "_bn0.weight",
-                    "operator": "batch_norm",
-                    "shape": [32],
-                    "weights": 32,
-                    "reason": "one scale per channel, read by a normalisation",
-                }
-            ],
-        },
-        "calibration": {
-            "id": "dat_01jd8y1b2c3d4e5f6g7h8j9kmn",
-            "name": "calibration.safetensors",
-            "sha256": "cd" * 32,
-            "samples": 128,
-        },
-        "evaluation": {
-            "id": "dat_01jd8y1b2c3d4e5f6g7h8j9kmp",
-            "name": "evaluation.safetensors",
-            "sha256": "ef" * 32,
-            "samples": 64,
-        },
-        "settings": {
-            "candidates": list(BITS),
-            "scheme": SCHEME,
-            "schemes": [SCHEME],
-            "activation_candidates": [],
-            "limits": {},
-            "metric": "kl",
-            "compare": "kl",
-            "predicts": "kl",
-            "budgets": ["4 bits", "3 bits"],
-            "budget_counts": "weights",
-            "pins": {},
-            "ties": [],
-            "exclude": [],
-            "seed": 0,
-            "samples": None,
-            "holdout": 0.0,
-            "batch_size": 32,
-            "memory_bytes": 2 << 30,
-        },
+        "model": _model(number, weights),
+        **copy.deepcopy(_DATA),
+        "settings": copy.deepcopy(_SETTINGS),
         "plans": plans,
         "alternatives": [],
         "baselines": uniform,
