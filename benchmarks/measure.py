@@ -9,8 +9,8 @@ The same search runs on the same samples in each way, in a data directory of its
 * ``racing``: every entry on a first block of the samples (a quarter to an eighth), and on more where a plan may still
   change (with ``--regret``).
 * ``estimates``: Gauss-Newton probes, nothing measured (``--metric probe``).
-* ``auto``: estimates, and measuring where they leave a plan open; *bounded*, measuring takes two passes for each probe at most
-  (``--max-passes``): with the probes' own four that is what six passes a probe can tell.
+* ``auto``: estimates, and measuring where they leave a plan open; *bounded*, measuring takes 1.75 passes for each probe at most
+  (``--max-passes``): with the probes' own, about four, that is what six passes a probe can tell.
 
 The *regret* of a way is what its plan for a budget costs more than the best one, both by the exact table; with ``--skip
 exact``, where that would take hours, by the table of racing, or by one that was measured before (``--table``: the result of

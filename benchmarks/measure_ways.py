@@ -54,7 +54,7 @@ class Asked:
             "exact": {"metric": self.compare},
             "racing": {"metric": self.compare, "regret": self.regret},
             "probe": {"metric": "probe", "compare": self.compare, "probes": self.probes},
-            "bounded": auto | {"max_passes": 2.0 * self.probes},
+            "bounded": auto | {"max_passes": 1.75 * self.probes},
             "auto": auto,
         }
         return how[way] | {

@@ -2,10 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -38,9 +36,7 @@ def further_entries(session: Session, job_id: str) -> Further:
     search = prepare_search(job, description, found.rows)
     blocks = tasks.measure_blocks(tasks.source_of(session, job), job.request)
     measured = _measured_until(session, job_id)
-    table = _table(found, search, measured, blocks[-1][1])
-    if tasks.is_exact(job.request):
-        table = replace(table, thin=_thin(search, measured, blocks[0][1]))
+    table = _table(found, search, measured, blocks[-1][1], estimated=not tasks.is_exact(job.request))
     budgets = [
         search.sizes.budget_bits(text, search.counts) - search.fixed_bits for text in job.request["budgets"]
     ]
@@ -104,24 +100,24 @@ def _measured_until(session: Session, job_id: str) -> dict[Key, int]:
     }
 
 
-def _thin(search: Search, measured: Mapping[Key, int], first: int) -> NDArray[np.bool_]:
-    """Which entries were measured on the first block alone, bool [L, K]."""
-    problem = search.problem
-    thin = np.zeros(problem.costs.shape, np.bool_)
-    for i, unit in enumerate(problem.units):
-        for k in range(int(problem.counts[i])):
-            thin[i, k] = measured.get((unit, problem.label(i, k)), 0) <= first
-    return thin
-
-
-def _table(found: Knowledge, search: Search, measured: Mapping[Key, int], samples: int) -> Table:
+def _table(
+    found: Knowledge, search: Search, measured: Mapping[Key, int], samples: int, *, estimated: bool
+) -> Table:
     problem = search.problem
     length, width = problem.costs.shape
     covariances, still = np.zeros((length, width, width)), np.zeros((length, width), np.bool_)
+    missed = np.zeros((length, width))
     for i, unit in enumerate(problem.units):
         offered = [problem.label(i, k) for k in range(int(problem.counts[i]))]
         covariances[i, : len(offered), : len(offered)] = found.covariance(unit, offered)
+        missed[i, : len(offered)] = found.missed_by(unit, offered)
         still[i, : len(offered)] = [measured.get((unit, label), 0) < samples for label in offered]
     variances = np.diagonal(covariances, axis1=1, axis2=2)
     errors = np.sqrt(np.maximum(variances, 0.0))
-    return Table(problem=problem, errors=errors, open=still, covariances=covariances)
+    return Table(
+        problem=problem,
+        errors=errors,
+        open=still,
+        covariances=covariances,
+        missed=None if estimated else missed,
+    )

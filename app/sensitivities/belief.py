@@ -9,7 +9,8 @@ to err on when ``n = N`` (the finite population correction, the same, chapter 2)
 Where there are estimates they tell how difficult each sample is, and what each candidate costs before it is measured; the
 two are weighed by their errors. Where they contradict each other both are taken to be worse than their
 errors say, by as much as would explain it (Birge 1932, The calculation of errors by the method of least squares): a few
-samples may hold most of a candidate's cost, and those that were measured do not tell so.
+samples may hold most of a candidate's cost, and those that were measured do not tell so. Where there are no estimates to
+contradict, the entries that were looked at further tell how much the samples before had missed.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _POOLED = 16.0
 """So many measured runs of a unit weigh as much as what all units have in common."""
 _LEAST_DIFFICULTY = 1e-3
 _ITERATIONS = 30
+_FIRST = 1.0
+"""What may have been missed of a cost that was seen on the first samples alone, as a share of it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,12 +60,15 @@ class Belief:
         covariances: For each unit float64 [K, K], of the errors of its entries.
         fitted: float64 [E], the costs as estimated and corrected, whatever was measured; NaN without estimates.
         fitted_errors: float64 [E], one standard deviation of those.
+        missed: float64 [E], how much of its cost an entry may have beside what was seen, as a share of that, whatever its
+            error says; 0 with estimates, and where all samples were measured.
     """
 
     costs: Array
     covariances: tuple[Array, ...]
     fitted: Array
     fitted_errors: Array
+    missed: Array
 
     @property
     def errors(self) -> Array:
@@ -84,7 +90,13 @@ def believe(evidence: Evidence) -> Belief:
     ]
     if evidence.estimates is None:
         nothing = np.full(len(means), np.nan)
-        return Belief(costs=means, covariances=tuple(noises), fitted=nothing, fitted_errors=nothing)
+        return Belief(
+            costs=means,
+            covariances=tuple(noises),
+            fitted=nothing,
+            fitted_errors=nothing,
+            missed=_missed(evidence, seen, means),
+        )
     variances = np.concatenate([np.diagonal(noise) for noise in noises])
     relative = variances / np.square(np.where(means > 0, means, np.nan))
     estimated = evidence.estimates @ evidence.lengths / evidence.lengths.sum()
@@ -94,7 +106,11 @@ def believe(evidence: Evidence) -> Belief:
         costs[unit], covariance = _weighed(fitted.costs[unit], fitted.errors[unit], means[unit], noise)
         covariances.append(covariance)
     return Belief(
-        costs=costs, covariances=tuple(covariances), fitted=fitted.costs, fitted_errors=fitted.errors
+        costs=costs,
+        covariances=tuple(covariances),
+        fitted=fitted.costs,
+        fitted_errors=fitted.errors,
+        missed=np.zeros(len(costs)),
     )
 
 
@@ -110,6 +126,29 @@ def _means(evidence: Evidence, seen: NDArray[np.bool_]) -> tuple[Array, Array]:
     expected = (share * weights).sum(axis=1)
     measured = seen.any(axis=1)
     return share, np.where(measured, totals.sum(axis=1) / np.where(measured, expected, 1.0), np.nan)
+
+
+def _missed(evidence: Evidence, seen: NDArray[np.bool_], means: Array) -> Array:
+    """How much more entries may cost than what was seen of them, as a share, [E].
+
+    A single sample may hold half of a unit's cost, and no error made from other samples tells so. But other entries were
+    measured on more samples: as much as the worst of them turned out to cost more than it had seemed to on as few, any
+    other may. Of what was seen on the first samples alone as much again may have been missed, until others show that it is more.
+    """
+    counts = (seen * evidence.lengths).sum(axis=1)
+    everything = evidence.lengths.sum()
+    missed = np.zeros(len(means))
+    levels = [int(level) for level in np.unique(counts) if 0 < level < everything]
+    for place, level in enumerate(levels):
+        further = counts > level
+        worst = _FIRST if place == 0 else 0.0
+        if further.any():
+            before = seen & (np.cumsum(seen * evidence.lengths, axis=1) <= level)
+            then = _means(evidence, before)[1][further]
+            grown = means[further][then > 0] / then[then > 0] - 1.0
+            worst = max(worst, float(grown.max(initial=0.0)))
+        missed[counts == level] = worst
+    return missed
 
 
 def _difficulty(totals: Array, weights: Array, lengths: NDArray[np.int64]) -> Array:

@@ -73,16 +73,22 @@ class Knowledge:
         rows: In the order of the offer; what is not known yet is left out.
         places: Of each unit's candidates in ``covariances``.
         covariances: Of each unit, float64 [K, K]: how far costs may be off those on all samples, together.
+        missed: Of each unit, float64 [K]: how much of their costs may have been missed, as a share of what was seen.
     """
 
     rows: tuple[Sensitivity, ...]
     places: Mapping[str, Mapping[str, int]]
     covariances: Mapping[str, NDArray[np.float64]]
+    missed: Mapping[str, NDArray[np.float64]]
 
     def covariance(self, unit: str, candidates: Sequence[str]) -> NDArray[np.float64]:
         """Of the errors of some candidates of a unit, float64 [candidates, candidates]."""
         at = [self.places[unit][candidate] for candidate in candidates]
         return np.asarray(self.covariances[unit][np.ix_(at, at)])
+
+    def missed_by(self, unit: str, candidates: Sequence[str]) -> NDArray[np.float64]:
+        """How much of the costs of some candidates of a unit may have been missed, as shares, float64 [candidates]."""
+        return np.asarray(self.missed[unit][[self.places[unit][candidate] for candidate in candidates]])
 
 
 def known(session: Session, job: Job, description: ModelDescription) -> list[Sensitivity]:
@@ -102,7 +108,7 @@ def knowledge(session: Session, job: Job, description: ModelDescription) -> Know
     estimated = None if tasks.is_exact(request) else estimates(session, job, description)
     keys = [key for key in offer if estimated is not None or key in found]
     if not keys or (request.get("regret") is None and estimated is None):
-        return Knowledge(rows=tuple(found[key] for key in keys), places={}, covariances={})
+        return Knowledge(rows=tuple(found[key] for key in keys), places={}, covariances={}, missed={})
     blocks = tasks.measure_blocks(tasks.source_of(session, job), request)
     used = blocks[-1][1]
     belief = believe(evidence_of(keys, rows, estimated, blocks=blocks, noisy=_noisy(request)))
@@ -120,8 +126,12 @@ def knowledge(session: Session, job: Job, description: ModelDescription) -> Know
         else _projected(found[key], cost, error, used)
         for key, cost, error in zip(keys, belief.costs.tolist(), belief.errors.tolist(), strict=True)
     ]
+    ends = np.cumsum([len(of_unit) for of_unit in places.values()])
     return Knowledge(
-        rows=tuple(believed), places=places, covariances=dict(zip(places, belief.covariances, strict=True))
+        rows=tuple(believed),
+        places=places,
+        covariances=dict(zip(places, belief.covariances, strict=True)),
+        missed=dict(zip(places, np.split(belief.missed, ends[:-1]), strict=True)),
     )
 
 

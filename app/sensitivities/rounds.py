@@ -47,15 +47,15 @@ class Table:
         errors: float64 [L, K], one standard deviation of each cost.
         open: bool [L, K], entries that can still be measured (further).
         covariances: float64 [L, K, K], of the errors within each unit; ``None``: they are independent.
-        thin: bool [L, K], entries that are known from the first samples alone, without an estimate; ``None``: all are
-            estimated.
+        missed: float64 [L, K], how much of a cost the samples seen may have missed, as a share of it; ``None``: there are
+            estimates for all.
     """
 
     problem: Problem
     errors: NDArray[np.float64]
     open: NDArray[np.bool_]
     covariances: NDArray[np.float64] | None = None
-    thin: NDArray[np.bool_] | None = None
+    missed: NDArray[np.float64] | None = None
 
     def against(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
         """Variance of the difference between each cost and that of the unit's choice, float64 [L, K]."""
@@ -94,8 +94,8 @@ class Round:
 def next_round(table: Table, budgets: Sequence[int], *, regret: float, time_limit_s: float = 5.0) -> Round:
     """Choose the entries whose error matters most to the plans of these budgets.
 
-    A plan takes what seems cheap, and so what only seems so. Where no estimates speak against it, its choices that could cost
-    as much as is tolerated are looked at on more samples than the first ones, whatever their error seems to be.
+    A plan takes what seems cheap, and so what only seems so. Where no estimates speak against it, its choices of which as much
+    as is tolerated may have been missed are looked at on more samples, whatever their error seems to be.
 
     Args:
         table: What is known.
@@ -105,7 +105,7 @@ def next_round(table: Table, budgets: Sequence[int], *, regret: float, time_limi
     """
     worst, doubts = 0.0, np.zeros(table.errors.shape)
     unconfirmed = np.zeros(table.errors.shape, np.bool_)
-    if table.thin is not None:
+    if table.missed is not None:
         regret *= _RACING
     drawn = [replace(table.problem, costs=costs) for costs in table.draws()]
     for budget in budgets:
@@ -115,9 +115,9 @@ def next_round(table: Table, budgets: Sequence[int], *, regret: float, time_limi
         chosen = solution.choice_indices
         scale = max(abs(solution.objective), _LEAST * float(np.abs(table.problem.costs).max()), 1e-300)
         at = np.arange(len(chosen))
-        if table.thin is not None:
-            dear = table.problem.costs[at, chosen] >= regret * scale
-            unconfirmed[at, chosen] |= table.thin[at, chosen] & dear
+        if table.missed is not None:
+            missed = table.missed[at, chosen] * table.problem.costs[at, chosen]
+            unconfirmed[at, chosen] |= missed >= regret * scale
         losses = expected_losses(table, chosen, solution.multipliers) / scale
         expected = float(losses.max(axis=1).sum())
         likely = 0.0

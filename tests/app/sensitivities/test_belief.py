@@ -141,3 +141,35 @@ def test_runs_without_a_sample_that_counts_count_for_nothing():
     whole = Evidence(**{**vars(given_), "lengths": lengths})
     assert believe(whole).costs == pytest.approx(np.nanmean(costs, axis=1))
     assert (believe(whole).errors == 0).all()
+
+
+# What may have been missed --------------------------------------------------------------------------------------------
+
+
+def grown_later(outliers):
+    """60 entries with the same cost on all of 32 samples, but for some that cost more on a single one."""
+    costs = np.ones((60, 32))
+    for entry, sample, cost in outliers:
+        costs[entry, sample] = cost
+    return costs
+
+
+@pytest.mark.parametrize(("sample", "cost", "level"), [(10, 30.0, 8), (18, 90.0, 16), (18, 3.0, 8)])
+def test_any_entry_may_have_missed_as_much_as_the_worst_one_that_was_looked_at_further(sample, cost, level):
+    """Sample 10 shows after the first quarter, sample 18 after the second; a small one is no more than is feared anyway."""
+    costs = grown_later([(7, sample, cost)])
+    seen = np.repeat([8, 16, 24, 32], 15)
+    seen[7] = 32
+    missed = believe(evidence(costs, seen)).missed
+    grown = costs[7].mean() / costs[7, :level].mean() - 1.0
+    # The outlier counts as difficulty of that sample in part: one of the 30 to 45 entries that were measured on it.
+    expected = max(grown, 1.0) if level == 8 else grown
+    assert missed[seen == level] == pytest.approx(np.full((seen == level).sum(), expected), rel=0.1)
+    assert (missed[seen == 32] == 0).all()
+    assert (missed[seen == 24] < 0.05).all(), "nothing grew in the last quarter"
+
+
+def test_of_the_first_samples_alone_as_much_again_may_have_been_missed():
+    costs = grown_later([])
+    assert believe(evidence(costs, np.full(60, 8))).missed == pytest.approx(np.ones(60))
+    assert (believe(evidence(costs, np.full(60, 8), costs)).missed == 0).all(), "estimates would contradict"

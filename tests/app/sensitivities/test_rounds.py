@@ -19,12 +19,13 @@ def problem(costs, *, weights=None, widths=BITS, **rules):
     return Problem.from_arrays(costs, sizes, budget=None, labels=list(widths[:width]), **rules)
 
 
-def table_of(problem, errors, can_be_measured=None):
+def table_of(problem, errors, can_be_measured=None, missed=None):
     every = np.ones(problem.costs.shape, bool)
     return Table(
         problem=problem,
         errors=np.asarray(errors, float),
         open=every if can_be_measured is None else can_be_measured,
+        missed=missed,
     )
 
 
@@ -159,6 +160,21 @@ def test_a_plan_that_costs_nothing_is_no_trouble():
     costs = np.array([[1e9, 0.0], [1e9, 0.0]])
     found = next_round(table_of(problem(costs, widths=(2, 4)), 0.3 * costs), [800], regret=0.01)
     assert np.isfinite(found.likely_regret)
+
+
+def test_what_a_plan_takes_is_asked_for_where_more_than_is_tolerated_may_have_been_missed():
+    """Its error says nothing is left to doubt; that it was seen on a few samples only does."""
+    costs = np.array([[4.0, 1.0, 0.1], [9.0, 2.9, 0.1], [1.0, 0.1, 0.01]])
+    fixed, errors, budget = problem(costs, widths=(2, 3, 4)), np.zeros(costs.shape), 900
+    chosen = solve(fixed.with_budget(budget)).choice_indices
+    shares = costs[np.arange(3), chosen] / costs[np.arange(3), chosen].sum()
+    for share in np.linspace(0.02, 1.0, 8):
+        missed = np.full(costs.shape, share)
+        expected = {(i, int(k)) for i, k in enumerate(chosen) if share * shares[i] >= 0.05}
+        found = next_round(table_of(fixed, errors, missed=missed), [budget], regret=0.1)
+        assert set(found.cells) == expected, "half of what is tolerated, without estimates"
+        closed = table_of(fixed, errors, np.zeros(costs.shape, bool), missed)
+        assert next_round(closed, [budget], regret=0.1).cells == ()
 
 
 # Played to the end ----------------------------------------------------------------------------------------------------
