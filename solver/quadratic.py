@@ -93,6 +93,7 @@ def solve_quadratic(  # noqa: PLR0913 - one keyword for each option
     problem: Problem,
     interactions: Interactions,
     *,
+    start: NDArray[np.int64] | None = None,
     restarts: int = 20,
     time_limit_s: float = 30.0,
     seed: int = 0,
@@ -103,6 +104,8 @@ def solve_quadratic(  # noqa: PLR0913 - one keyword for each option
     Args:
         problem: With any rows and width counts; its costs are the linear part (all zero when Q holds everything).
         interactions: Over the problem's units and candidates.
+        start: A plan that keeps all rules, candidate index of each unit, int64 [L]: what is found costs no more. ``None``: none
+            is known.
         restarts: Kicks of the best plan after which the search ends; more find better plans of large problems.
         time_limit_s: Wall-clock seconds, > 0: a guard; the plan depends on the seed only as long as it is not reached.
         seed: For the kicks.
@@ -111,7 +114,7 @@ def solve_quadratic(  # noqa: PLR0913 - one keyword for each option
     Raises:
         ProblemError: The problem limits how many different widths there are.
         TableError: The interactions are not of this problem's shape.
-        OptionError: An argument is out of range.
+        OptionError: An argument is out of range, or the start breaks a rule.
         BackendError: A foreign solver is needed and not installed, or failed.
     """
     check_options(time_limit_s, 0.0, "auto")
@@ -131,22 +134,41 @@ def solve_quadratic(  # noqa: PLR0913 - one keyword for each option
             [interactions.units, interactions.candidates],
             list(problem.costs.shape),
         )
-    start = time.monotonic()
+    _check_start(problem, start)
+    began = time.monotonic()
     reduced = problem.reduced
     rows = constraints(reduced, problem.budget_bits) or (_unlimited(reduced),)
     if any(smallest_total(row.table) > row.limit for row in rows):
-        return _without_plan(problem, SolveStatus.INFEASIBLE, Proof.MINIMUM, start)
-    deadline = start + time_limit_s
+        return _without_plan(problem, SolveStatus.INFEASIBLE, Proof.MINIMUM, began)
+    deadline = began + time_limit_s
     search = _Search(reduced, interactions.on(reduced), rows, deadline, seed)
+    known = None if start is None else reduced.contract(start)
     first = search.additive_plan()
+    if first is None:
+        first = known
     if first is None:
         outcome = any_plan(problem, deadline)
         if outcome.slots is None:
             status = SolveStatus.INFEASIBLE if outcome.infeasible else SolveStatus.NO_SOLUTION
-            return _without_plan(problem, status, outcome.proof if outcome.infeasible else Proof.NONE, start)
+            return _without_plan(problem, status, outcome.proof if outcome.infeasible else Proof.NONE, began)
         first = outcome.slots
-    search.run(first, restarts, certify=certify)
-    return _answer(problem, interactions, search, start)
+    search.run(first, known, restarts, certify=certify)
+    return _answer(problem, interactions, search, began)
+
+
+def _check_start(problem: Problem, start: NDArray[np.int64] | None) -> None:
+    """Refuse a start that is no plan, or breaks a rule."""
+    if start is None:
+        return
+    as_plan = start.dtype == np.int64 and start.shape == problem.counts.shape
+    broken = evaluate(problem, start).violations if as_plan else ("its shape or type",)
+    if broken:
+        raise OptionError(
+            f"the start breaks {', '.join(broken)}",
+            "start",
+            start.tolist(),
+            "int64 [units], a plan that keeps all rules",
+        )
 
 
 def _unlimited(reduced: Reduced) -> ReducedRow:
@@ -232,10 +254,14 @@ class _Search:
         ]
         return min(improved, key=self.exchange.cost, default=None)
 
-    def run(self, first: NDArray[np.int64], restarts: int, *, certify: bool) -> None:
-        """Everything, in order, from a plan that keeps every row."""
+    def run(
+        self, first: NDArray[np.int64], known: NDArray[np.int64] | None, restarts: int, *, certify: bool
+    ) -> None:
+        """Everything, in order, from a plan that keeps every row, and another one if there is one."""
         self.first = first
         self.descend(first)
+        if known is not None:
+            self.descend(known)
         self.frank_wolfe()
         for _ in range(restarts):
             if time.monotonic() > self.deadline:

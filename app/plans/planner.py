@@ -16,7 +16,6 @@ from app.plans.spec import BudgetCounts, PlanSpec, Sizes, limit_of, sizes_of
 from solver import (
     Interactions,
     Problem,
-    QuadraticSolution,
     Row,
     SolveStatus,
     frontier,
@@ -168,7 +167,8 @@ class Search:
             return None
         # What a candidate costs alone is known; the quadratic model adds what pairs of them do to each other.
         linear = self.problem.costs - self.interactions.diagonal
-        budget_bits, found = self._joint(budget, linear, self.interactions, time_limit_s)
+        budget_bits, problem = self._within(budget, linear)
+        found = solve_quadratic(problem, self.interactions, time_limit_s=time_limit_s)
         if found.choice_indices is None:
             return None
         word = {"objective": found.objective, "lower_bound": _finite(found.lower_bound), "word": found.word}
@@ -188,34 +188,32 @@ class Search:
         )
 
     def joint(
-        self, budget: str, linear: NDArray[np.float64], interactions: Interactions, *, time_limit_s: float
+        self,
+        budget: str,
+        linear: NDArray[np.float64],
+        interactions: Interactions,
+        *,
+        start: NDArray[np.int64],
+        time_limit_s: float,
     ) -> dict[str, dict[str, Any]]:
-        """Choices of least ``linear' x + x' interactions x`` within a budget and the limits, unproven; empty when none are found.
+        """Choices of least ``linear' x + x' interactions x`` within a budget and the limits, unproven.
 
         Args:
             budget: As written.
             linear: Of the problem's units and candidates.
             interactions: Likewise.
+            start: A plan of the problem that keeps all of it, int64 [units]: what is found costs no more.
             time_limit_s: Longest time for the search, in seconds.
         """
-        _, found = self._joint(budget, linear, interactions, time_limit_s, certify=False)
+        _, problem = self._within(budget, linear)
+        found = solve_quadratic(problem, interactions, start=start, time_limit_s=time_limit_s, certify=False)
         return self.chosen(found.named_choices).choices
 
-    def _joint(
-        self,
-        budget: str,
-        linear: NDArray[np.float64],
-        interactions: Interactions,
-        time_limit_s: float,
-        *,
-        certify: bool = True,
-    ) -> tuple[int, QuadraticSolution]:
+    def _within(self, budget: str, linear: NDArray[np.float64]) -> tuple[int, Problem]:
+        """A budget in bits, and the problem of keeping it with other costs."""
         budget_bits = self.sizes.budget_bits(budget, self.counts)
-        problem = self.problem.with_budget(max(budget_bits - self.fixed_bits, 0))
-        found = solve_quadratic(
-            replace(problem, costs=linear), interactions, time_limit_s=time_limit_s, certify=certify
-        )
-        return budget_bits, found
+        within = self.problem.with_budget(max(budget_bits - self.fixed_bits, 0))
+        return budget_bits, replace(within, costs=linear)
 
     def uniform(self, bits: int) -> Draft:
         """The baseline with the same bit-width everywhere it searches, whatever pins say.

@@ -127,8 +127,10 @@ class Refinement:
         factors = np.zeros((shape[0] * shape[1], found.factors.shape[1]))
         factors[valid.ravel()] = found.factors
         interactions = Interactions.from_factors(factors, units=shape[0], candidates=shape[1])
-        choices = self.search.joint(self.budget, linear, interactions, time_limit_s=TIME_LIMIT_S)
-        return choices if choices and changed(base, choices) else None
+        choices = self.search.joint(
+            self.budget, linear, interactions, start=own.argmax(axis=1), time_limit_s=TIME_LIMIT_S
+        )
+        return choices if changed(base, choices) else None
 
 
 def refinement_of(session: Session, job_id: str, ordinal: int) -> Refinement:

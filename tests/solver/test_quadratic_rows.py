@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solver import Interactions, Problem, Proof, Row, SolveStatus, WidthCount, evaluate, solve_quadratic
+from solver import (
+    Interactions,
+    OptionError,
+    Problem,
+    Proof,
+    Row,
+    SolveStatus,
+    WidthCount,
+    evaluate,
+    solve_quadratic,
+)
 from solver.api import constraints
 from solver.knapsack import solve_knapsack
 from solver.oracle import LinearOracle
@@ -96,6 +106,38 @@ def test_what_is_not_proven_keeps_every_row_and_the_bound_is_valid():
         above.append((solution.objective - best) / scale)
     assert len(above) > 40
     assert np.mean(np.array(above) > 1e-9) <= 0.05, "exchange finds the best small plan nearly always"
+
+
+def test_a_known_plan_is_started_from_and_never_lost(monkeypatch):
+    """With nothing else to search from but the additive plan, and no exchange: a plan that is hard to come by is kept."""
+    monkeypatch.setattr("solver.quadratic.Descent.down", lambda _self, slots, **_: slots)
+    monkeypatch.setattr("solver.quadratic._DESCENTS", 0)
+    kept = 0
+    for seed in range(120):
+        problem, factors = limited(seed)
+        plans = [np.array(plan) for plan in itertools.product(range(3), repeat=len(problem.costs))]
+        fitting = [plan for plan in plans if not evaluate(problem, plan).violations]
+        if not fitting:
+            continue
+        best = min(fitting, key=lambda plan: cost_of(problem.costs, factors, plan))
+        alone = solved(problem, factors, restarts=0, certify=False)
+        found = solved(problem, factors, start=best, restarts=0, certify=False)
+        assert found.objective == pytest.approx(cost_of(problem.costs, factors, best))
+        assert found.lower_bound <= found.objective
+        kept += found.objective < alone.objective - 1e-9
+    assert kept > 10, "found without it as well"
+
+
+def test_a_start_that_is_no_plan_is_refused():
+    problem, factors = limited(0)
+    units = len(problem.costs)
+    tight = replace(problem, budget_bits=int(problem.sizes.min(axis=1).sum()))
+    largest = problem.sizes.argmax(axis=1)
+    for start in (np.zeros(units + 1, np.int64), np.full(units, 3), np.zeros(units), np.full(units, -1)):
+        with pytest.raises(OptionError, match="the start breaks"):
+            solved(problem, factors, start=start)
+    with pytest.raises(OptionError, match=r"the start breaks .*size"):
+        solved(tight, factors, start=largest)
 
 
 @pytest.mark.parametrize("several", [False, True])
