@@ -228,6 +228,11 @@ _SEARCH_OPTIONS = (
         type=int,
         help="How often plans may be measured again around for better ones; 0: never.  [default: 3]",
     ),
+    click.option(
+        "--refine-passes",
+        type=float,
+        help="Passes over the samples that this may take, all budgets together.  [default: three fifths of what costs took]",
+    ),
     click.option("--probes", type=int, help="Sets of random signs that estimates rest on.  [default: 4]"),
     click.option("--seed", type=int, help="Chooses the samples when not all are used.  [default: 0]"),
     click.option("--samples", type=int, help="How many calibration samples to use.  [default: all]"),
@@ -263,7 +268,7 @@ def search_options(command: Command) -> Command:
 def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The request's members that were given; the service fills in the rest, so that defaults live in one place."""
     names = (
-        "budgets", "candidates", "schemes", "target", "menu", "output", "compute_dtype", "activation_candidates", "metric", "compare", "regret", "max_passes", "probes", "refine_rounds", "seed",
+        "budgets", "candidates", "schemes", "target", "menu", "output", "compute_dtype", "activation_candidates", "metric", "compare", "regret", "max_passes", "probes", "refine_rounds", "refine_passes", "seed",
         "samples", "holdout", "batch_size", "memory_bytes", "pins", "ties", "exclude", "limits", "budget_counts",
     )  # fmt: skip
     given = {name: options.get(name) for name in names}

@@ -193,7 +193,14 @@ class JobCreate(BaseModel):
         ge=0,
         le=16,
         description="How often plans may be measured again around, each time for a better one; 0: never. Where "
-        "costs are predicted in what is compared; no more often than is worth its passes.",
+        "costs are predicted in what is compared; no more often than `refine_passes` pay for.",
+    )
+    refine_passes: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Passes over the samples that measuring again around plans may take, probes included, of all budgets together; "
+        "null: three fifths of what the costs took, and more where a pass takes little.",
     )
     pins: dict[UnitName, int] = Field(
         default={}, max_length=100_000, description="Unit -> bit-width its weight must take."

@@ -296,7 +296,8 @@ def _blocks(
 def _refining(create: JobCreate, method: Method) -> dict[str, Any]:
     """How often plans are measured again around; nothing where that cannot be."""
     able = method.predicts == method.compare.value and method.compare is not Metric.LOSS
-    return {"refine_rounds": create.refine_rounds} if able and create.refine_rounds else {}
+    wanted = {"refine_rounds": create.refine_rounds, "refine_passes": create.refine_passes}
+    return {name: value for name, value in wanted.items() if able and create.refine_rounds and value}
 
 
 def _canonical(create: JobCreate, settings: Settings) -> dict[str, Any]:

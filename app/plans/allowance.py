@@ -2,10 +2,10 @@
 
 Pure, and counted in passes, never in seconds: the same request always takes the same steps.
 
-What refining is worth is held against what the costs were worth: a share of the passes that the job has spent on knowing them.
-Its budgets divide that among them; where the parts would be too small for a step, the first budgets have it. Where passes are
-short that would stop steps that nobody has to wait for, so that each budget may take a number of multiply-accumulates in any
-case.
+A job may say how many. Else what refining is worth is held against what the costs were worth: a share of the passes that the
+job has spent on knowing them. Its budgets divide that among them; where the parts would be too small for a step, the first
+budgets have it. Where passes are short that share would stop steps that nobody has to wait for, so that each budget may take a
+number of multiply-accumulates in any case.
 """
 
 from collections.abc import Mapping
@@ -79,7 +79,8 @@ def allowance_of(  # noqa: PLR0913 - one keyword for each thing it depends on
         first_step: Passes that a first step takes.
     """
     known = entries + (probe_passes(request["probes"]) if "probes" in request else 0.0)
-    shared = SHARE * known
+    asked = request.get("refine_passes")
+    shared = SHARE * known if asked is None else asked
     among = max(min(len(request["budgets"]), int(shared // first_step)), 1)
     own = shared / among if ordinal < among else 0.0
     positions = free_positions(description.inputs, tensors)
@@ -87,6 +88,6 @@ def allowance_of(  # noqa: PLR0913 - one keyword for each thing it depends on
     least = LEAST_OPERATIONS / max(operations, 1)
     return Allowance(
         entries=entries,
-        passes=max(own, least),
+        passes=max(own, least) if asked is None else own,
         max_passes=request.get("max_passes"),
     )

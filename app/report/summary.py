@@ -187,6 +187,9 @@ def settings_rows(result: Result) -> list[tuple[str, str]]:
         "Computed in": "the model's own type" if settings.get("compute_dtype") == "model" else "",
         "Tolerated regret": quantities.percent(settings["regret"]) if "regret" in settings else "",
         "Measured at most": f"{settings['max_passes']:g} passes" if settings.get("max_passes") else "",
+        "Refined with at most": f"{settings['refine_passes']:g} passes"
+        if settings.get("refine_passes")
+        else "",
         "Probes": str(settings.get("probes", "")),
         "Limits": ", ".join(
             f"{name.replace('_', ' ')} at most {text}"

@@ -55,7 +55,7 @@ _ENDED = {
     "rounds": "as many were taken as were asked for",
     "no-gain": "none of those tried from the last plan held on samples that it was not made from",
     "small-gain": "the last one gained less than the tolerated regret",
-    "passes": "it would take more passes than refining may, beside those that the costs took",
+    "passes": "it would take more passes than refining may (`refine_passes`)",
     "max-passes": "it would take more passes than the job may measure",
     "few-samples": "there are too few calibration samples to tell one from noise",
     "many-candidates": "there are more candidates than can be searched with interactions",

@@ -33,7 +33,7 @@ def test_everything() -> None:
         --candidates 2,4,8 --scheme group:64-symmetric-mse --metric mse --seed 3 --samples 7
         --holdout 0.5 --batch-size 16 --memory-bytes 1000000 --pin a.weight=8 --pin b=c=4 --tie q,k,v
         --tie g,u --exclude x --exclude y --budget-counts file --budget 12MB --activations 8,4
-        --compare mse --refine-rounds 5 --max-passes 12.5 --regret 0.02 --probes 8
+        --compare mse --refine-rounds 5 --refine-passes 80 --max-passes 12.5 --regret 0.02 --probes 8
         --limit bit_operations=1.2G --target gguf --menu full --output logits --compute-dtype model
     """
     request = parsed(arguments.split())
@@ -55,6 +55,7 @@ def test_everything() -> None:
         "compare": "mse",
         "regret": 0.02,
         "refine_rounds": 5,
+        "refine_passes": 80.0,
         "max_passes": 12.5,
         "probes": 8,
         "limits": {"bit_operations": "1.2G"},

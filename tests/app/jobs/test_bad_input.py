@@ -66,6 +66,7 @@ REFUSED = [
     ("a negative regret", {"regret": -0.01}, 422, "invalid-request", "regret", -0.01, "greater than 0"),
     ("a regret above 1", {"regret": 1.01}, 422, "invalid-request", "regret", 1.01, "less than or equal to 1"),
     ("no pass at all", {"max_passes": 0}, 422, "invalid-request", "max_passes", 0, "greater than 0"),
+    ("no pass to refine with", {"refine_passes": 0}, 422, "invalid-request", "refine_passes", 0, "greater than 0"),
     ("a regret as text", {"regret": "1%"}, 422, "invalid-request", "regret", "1%", "number"),
     ("a regret of what measures nothing", {"metric": "probe", "regret": 0.01}, 422, "invalid-request", "regret", 0.01, "auto"),
     ("passes of what measures nothing", {"metric": "fisher", "max_passes": 2.5}, 422, "invalid-request", "max_passes", 2.5, "auto"),

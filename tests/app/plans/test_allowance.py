@@ -48,6 +48,14 @@ def test_budgets_share_what_the_job_may_take(budgets, entries, probes):
         assert all(passes >= STEP or passes < 1e-9 for passes in each)
 
 
+@pytest.mark.parametrize("macs", [10, 10**30])
+def test_what_was_asked_for_is_what_may_be_taken(macs):
+    """Whatever the costs took, and however short a pass is."""
+    each = [allowed(i, budgets=3, entries=7.0, macs=macs, refine_passes=60.0).passes for i in range(3)]
+    assert each == [30.0, 30.0, 0.0]
+    assert allowed(macs=macs, refine_passes=5.0).passes == 5.0
+
+
 @pytest.mark.parametrize(("macs", "tokens"), [(34_426_847_232, None), (134_479_872, 256)])
 def test_smollm2_has_a_step_and_not_two(macs, tokens):
     """What two jobs of SmolLM2-135M at one budget took: 45 and 51 passes for entries, four probes.

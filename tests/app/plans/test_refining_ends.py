@@ -138,6 +138,14 @@ def test_refining_takes_no_more_than_its_share_of_what_costs_took(
     assert 5 * 4.0 * probed + measured <= spent + 1e-6, "what was done is no more than what was reckoned"
 
 
+@pytest.mark.parametrize(("passes", "steps"), [(23.9, 0), (24.1, 1)])
+def test_what_was_asked_for_bounds_it_whatever_costs_took(world, refining, nature, look, passes, steps):
+    job = refining(refine_passes=passes)
+    run(world, job)
+    assert len(trials(look, job)) == steps
+    assert told(look, job)["allowed_passes"] == passes
+
+
 def test_short_passes_are_not_counted(world, refining, nature, look, monkeypatch):
     """A small model may take as many operations as nobody has to wait for, whatever its costs took."""
     operations = 40 * (9000 + 512 + 256 + 640)
@@ -201,6 +209,8 @@ def test_few_samples_tell_nothing(world, refining, nature, look):
 )
 def test_jobs_that_cannot_be_refined_do_not_ask_for_it(world, values):
     assert "refine_rounds" not in world.job(**values).request
+    assert "refine_passes" not in world.job(refine_passes=50.0, **values).request
     assert world.job(metric="auto").request["refine_rounds"] == 3
+    assert "refine_passes" not in world.job(metric="auto").request
     with_limit = {"activation_candidates": [8], "limits": {"bit_operations": "100M"}}
     assert world.job(**with_limit).request["refine_rounds"] == 3
