@@ -39,6 +39,7 @@ class Evidence:
         bits: int64 [E].
         costs: float64 [E, G], mean measured cost on each run; NaN where it was not measured.
         lengths: int64 [G], samples of each run; 0 where none counts.
+        first: How many samples every measured entry was measured on at least.
         estimates: float64 [E, G], mean estimated cost on each run; ``None`` without estimates.
         noise: Relative error of a mean estimate by its random signs.
     """
@@ -47,6 +48,7 @@ class Evidence:
     bits: NDArray[np.int64]
     costs: Array
     lengths: NDArray[np.int64]
+    first: int
     estimates: Array | None
     noise: float
 
@@ -138,10 +140,9 @@ def _missed(evidence: Evidence, seen: NDArray[np.bool_], means: Array) -> Array:
     counts = (seen * evidence.lengths).sum(axis=1)
     everything = evidence.lengths.sum()
     missed = np.zeros(len(means))
-    levels = [int(level) for level in np.unique(counts) if 0 < level < everything]
-    for place, level in enumerate(levels):
+    for level in np.unique(counts[(counts > 0) & (counts < everything)]):
         further = counts > level
-        worst = _FIRST if place == 0 else 0.0
+        worst = _FIRST if level <= evidence.first else 0.0
         if further.any():
             before = seen & (np.cumsum(seen * evidence.lengths, axis=1) <= level)
             then = _means(evidence, before)[1][further]

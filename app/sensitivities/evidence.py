@@ -134,6 +134,7 @@ def evidence_of(
         bits=np.array([Candidate.parse(candidate).bits for _, candidate in keys], np.int64),
         costs=costs,
         lengths=counted,
+        first=int(counted[: len(lengths[0])].sum()),
         estimates=told,
         noise=noise,
     )

@@ -28,6 +28,7 @@ def evidence(costs, seen, estimates=None, noise=0.0):
         bits=np.tile(WIDTHS, units),
         costs=np.where(samples < np.asarray(seen)[:, None], costs, np.nan),
         lengths=np.ones(len(samples), np.int64),
+        first=8,
         estimates=estimates,
         noise=noise,
     )
@@ -172,4 +173,5 @@ def test_any_entry_may_have_missed_as_much_as_the_worst_one_that_was_looked_at_f
 def test_of_the_first_samples_alone_as_much_again_may_have_been_missed():
     costs = grown_later([])
     assert believe(evidence(costs, np.full(60, 8))).missed == pytest.approx(np.ones(60))
+    assert (believe(evidence(costs, np.full(60, 16))).missed == 0).all(), "all were looked at further"
     assert (believe(evidence(costs, np.full(60, 8), costs)).missed == 0).all(), "estimates would contradict"
