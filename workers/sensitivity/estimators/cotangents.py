@@ -65,9 +65,12 @@ def cotangent(
     values = rows.to(torch.promote_types(rows.dtype, torch.float32))
     signs = signs.to(device=values.device).reshape(values.shape)
     if metric is Metric.KL:
-        p = values.softmax(-1)
-        root = p.sqrt().mul_(signs)
-        result = root.sub_(p.mul_(root.sum(-1, keepdim=True)))
+        result = torch.empty_like(values)
+        # Sample by sample: the outputs of a language model are the largest tensors there are, and each step makes another.
+        for found, logits, sign in zip(result, values, signs, strict=True):
+            p = logits.softmax(-1)
+            root = p.sqrt().mul_(sign)
+            torch.sub(root, p.mul_(root.sum(-1, keepdim=True)), out=found)
         scale = (2 * counts.sum(-1)).clamp_min(1).rsqrt()
     elif metric is Metric.MSE:
         result = signs.to(values.dtype)
@@ -101,7 +104,9 @@ def cost_gradient(
     precise = torch.promote_types(rows.dtype, torch.float32)
     values, floats = rows.to(precise), reference.to(output.device).reshape(rows.shape).to(precise)
     if metric is Metric.KL:
-        result = values.softmax(-1).sub_(floats.softmax(-1))
+        result = torch.empty_like(values)
+        for found, after, before in zip(result, values, floats, strict=True):
+            torch.sub(after.softmax(-1), before.softmax(-1), out=found)
         scale = counts.sum(-1).clamp_min(1).reciprocal()
     elif metric is Metric.MSE:
         result = values - floats
