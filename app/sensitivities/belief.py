@@ -26,6 +26,8 @@ _POOLED = 16.0
 """So many measured runs of a unit weigh as much as what all units have in common."""
 _LEAST_DIFFICULTY = 1e-3
 _ITERATIONS = 30
+_EITHER_SIGN = 0.1
+"""Where more costs than this part are not positive, as rises of the loss may be, their ratios tell nothing."""
 _FIRST = 1.0
 """What may have been missed of a cost that was seen on the first samples alone, as a share of it."""
 
@@ -146,8 +148,9 @@ def _missed(evidence: Evidence, seen: NDArray[np.bool_], means: Array) -> Array:
         if further.any():
             before = seen & (np.cumsum(seen * evidence.lengths, axis=1) <= level)
             then = _means(evidence, before)[1][further]
-            grown = means[further][then > 0] / then[then > 0] - 1.0
-            worst = max(worst, float(grown.max(initial=0.0)))
+            positive = then > 0
+            if 1.0 - positive.mean() <= _EITHER_SIGN:
+                worst = max(worst, float((means[further][positive] / then[positive]).max()) - 1.0)
         missed[counts == level] = worst
     return missed
 
@@ -163,7 +166,7 @@ def _difficulty(totals: Array, weights: Array, lengths: NDArray[np.int64]) -> Ar
     relative, weights = totals[usable] / scale[usable, None], weights[usable]
     difficulty = np.ones(len(lengths))
     known = weights.any(axis=0)
-    if not known.any() or (relative.sum(axis=1) <= 0).mean() > 0.1:
+    if not known.any() or (relative.sum(axis=1) <= 0).mean() > _EITHER_SIGN:
         return difficulty
     for _ in range(_ITERATIONS):
         means = relative.sum(axis=1) / (weights * difficulty).sum(axis=1)

@@ -132,6 +132,8 @@ def test_costs_of_either_sign_have_no_common_difficulty():
     assert found.costs == pytest.approx(costs[:, :8].mean(axis=1))
     assert np.isfinite(found.errors).all()
     assert 0.7 < np.std((found.costs - costs.mean(axis=1)) / found.errors) < 1.3
+    found = believe(evidence(costs, np.repeat([8, 12, 16], 20)))
+    assert found.missed.tolist() == [1.0] * 20 + [0.0] * 40, "ratios of what is about nothing tell nothing"
 
 
 def test_runs_without_a_sample_that_counts_count_for_nothing():
