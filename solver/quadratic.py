@@ -118,22 +118,7 @@ def solve_quadratic(  # noqa: PLR0913 - one keyword for each option
         BackendError: A foreign solver is needed and not installed, or failed.
     """
     check_options(time_limit_s, 0.0, "auto")
-    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
-        raise OptionError(f"{restarts!r} restarts", "restarts", repr(restarts), "a whole number >= 0")
-    if problem.max_widths is not None:
-        raise ProblemError(
-            "with interactions the number of different widths cannot be limited",
-            "max_widths",
-            problem.max_widths,
-            "a problem without max_widths",
-        )
-    if (interactions.units, interactions.candidates) != problem.costs.shape:
-        raise TableError(
-            "the interactions are not over this problem's units and candidates",
-            "interactions",
-            [interactions.units, interactions.candidates],
-            list(problem.costs.shape),
-        )
+    _check(problem, interactions, restarts)
     _check_start(problem, start)
     began = time.monotonic()
     reduced = problem.reduced
@@ -154,6 +139,26 @@ def solve_quadratic(  # noqa: PLR0913 - one keyword for each option
         first = outcome.slots
     search.run(first, known, restarts, certify=certify)
     return _answer(problem, interactions, search, began)
+
+
+def _check(problem: Problem, interactions: Interactions, restarts: int) -> None:
+    """Refuse what cannot be searched."""
+    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
+        raise OptionError(f"{restarts!r} restarts", "restarts", repr(restarts), "a whole number >= 0")
+    if problem.max_widths is not None:
+        raise ProblemError(
+            "with interactions the number of different widths cannot be limited",
+            "max_widths",
+            problem.max_widths,
+            "a problem without max_widths",
+        )
+    if (interactions.units, interactions.candidates) != problem.costs.shape:
+        raise TableError(
+            "the interactions are not over this problem's units and candidates",
+            "interactions",
+            [interactions.units, interactions.candidates],
+            list(problem.costs.shape),
+        )
 
 
 def _check_start(problem: Problem, start: NDArray[np.int64] | None) -> None:

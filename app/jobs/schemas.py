@@ -20,6 +20,7 @@ BudgetText = Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
 OutputName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 LimitText = Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+Passes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 _EXAMPLE: dict[str, Any] = {
     "model": "mdl_01jd8y0v3k6zq2m4n5p7r8s9ta",
@@ -175,10 +176,8 @@ class JobCreate(BaseModel):
         "at most this share more than the best, of their predicted cost. null: 0.01 with `auto`; with `kl`, `mse` and `loss` everything is measured on all "
         "samples. Estimators have none.",
     )
-    max_passes: float | None = Field(
+    max_passes: Passes | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="With a `regret`: measures at most this much, in float passes over the samples, whatever that asks for; null: "
         "no bound. Estimates do not count; the first samples, on which `kl`, `mse` and `loss` measure everything, do.",
     )
@@ -195,10 +194,8 @@ class JobCreate(BaseModel):
         description="How often plans may be measured again around, each time for a better one; 0: never. Where "
         "costs are predicted in what is compared; no more often than `refine_passes` pay for.",
     )
-    refine_passes: float | None = Field(
+    refine_passes: Passes | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="Passes over the samples that measuring again around plans may take, probes included, of all budgets together; "
         "null: three fifths of what the costs took, and more where a pass takes little.",
     )

@@ -80,7 +80,7 @@ def test_figures_tell_the_bits_of_inputs_where_one_points(document, plain):
         assert any("inputs 8 bits" in text for text in hovered) is there
 
 
-def test_settings_tell_target_and_output(plain):
+def test_settings_tell_target_output_and_passes(plain):
     changed = copy.deepcopy(plain)
     changed["settings"] |= {
         "target": "gguf",
@@ -89,12 +89,15 @@ def test_settings_tell_target_and_output(plain):
         "output": "logits",
         "exclude": ["a"],
         "batch_size": None,
+        "max_passes": 12.5,
+        "refine_passes": 80.0,
     }
     rows = dict(summary.settings_rows(changed))
     assert rows["Quantizers"] == "short menu for gguf"
     assert rows["Compared"] == "KL divergence of output logits"
     assert rows["Left in float"] == "a"
     assert rows["Samples per pass"] == "by size"
+    assert (rows["Measured at most"], rows["Refined with at most"]) == ("12.5 passes", "80 passes")
     render_report(changed)
 
 
