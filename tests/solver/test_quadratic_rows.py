@@ -260,6 +260,9 @@ def test_a_plan_that_nobody_finds_in_time_is_not_called_infeasible(monkeypatch):
     found = solved(problem, factors, restarts=3)
     assert evaluate(problem, found.choice_indices).violations == (), "from any plan that keeps the rows"
     monkeypatch.setattr("solver.quadratic.any_plan", lambda given, _: unknown(given))
+    known = solved(problem, factors, start=found.choice_indices, restarts=0)
+    assert evaluate(problem, known.choice_indices).violations == (), "from the one that is known"
+    assert known.objective <= found.objective
     nothing = solved(problem, factors)
     assert (nothing.status, nothing.proof) == (SolveStatus.NO_SOLUTION, Proof.NONE)
     assert nothing.choice_indices is None
