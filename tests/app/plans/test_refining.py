@@ -1,5 +1,7 @@
 """Measuring again around a plan: which steps are tried, and which are taken."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from app.models import (
     TaskState,
 )
 from app.plans.refinement import TRUSTS, End, partitions, rest
-from app.plans.refining import around_of, refinement_of
+from app.plans.refining import around_of, name_of, refinement_of
 
 from .played import MACS, WEIGHTS, Nature, real, real_costs, refined, run, told, trials
 
@@ -115,6 +117,32 @@ def test_probes_are_put_together_in_the_order_of_the_samples(world, refining, na
             unit, base[unit]["bits"], 40
         )
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_steps_are_searched_for_from_the_plan_itself(world, refining, nature, look, monkeypatch):
+    """Where nothing better is found that is no step."""
+    starts = []
+
+    def stay(problem, interactions, *, start, **options):
+        starts.append(
+            {
+                unit: problem.label(i, int(k))
+                for i, (unit, k) in enumerate(zip(problem.units, start, strict=True))
+            }
+        )
+        return solver.solve_quadratic(problem, interactions, start=start, restarts=0, **options)
+
+    monkeypatch.setattr(solver.quadratic.Descent, "down", lambda _self, slots, **_: slots)
+    job = refining(refine_rounds=1)
+    run(world, job)
+    (first, *_) = trials(look, job)
+    with world.database.read() as session:
+        at = refinement_of(session, job.id, 0)
+        around = around_of(session, at, first.base)
+    monkeypatch.setattr("app.plans.planner.solve_quadratic", stay)
+    still = replace(around, gradients=np.abs(around.gradients) + 1e6 * (around.gradients != 0))
+    assert at.step(first.base, still, np.arange(40), TRUSTS[0]) is None
+    assert starts == [{unit: name_of(choice) for unit, choice in first.base.items()}]
 
 
 def test_steps_are_not_proven(world, refining, nature, look, monkeypatch):

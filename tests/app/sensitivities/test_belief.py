@@ -157,7 +157,9 @@ def grown_later(outliers):
     return costs
 
 
-@pytest.mark.parametrize(("sample", "cost", "level"), [(7, 90.0, 8), (10, 30.0, 8), (18, 90.0, 16), (18, 3.0, 8)])
+@pytest.mark.parametrize(
+    ("sample", "cost", "level"), [(7, 90.0, 8), (10, 30.0, 8), (18, 90.0, 16), (18, 3.0, 8)]
+)
 def test_any_entry_may_have_missed_as_much_as_the_worst_one_that_was_looked_at_further(sample, cost, level):
     """Sample 7 shows in the first quarter, sample 10 after it, sample 18 after the second; a small one adds to no fear."""
     costs = grown_later([(7, sample, cost)])

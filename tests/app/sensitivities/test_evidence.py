@@ -29,6 +29,7 @@ def test_what_signs_added_is_taken_out_on_all_samples_alike():
     assert evidence.noise == expected.noise > 0
     assert np.array_equal(evidence.units, np.repeat(np.arange(30), 3))
     assert np.array_equal(evidence.bits, list(BITS) * 30)
+    assert evidence.first == 3, "samples of the first block"
 
 
 def test_scores_without_signs_are_taken_as_they_are():

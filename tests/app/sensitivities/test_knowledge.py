@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from app.jobs import tasks
 from app.jobs.tasks import cut
 from app.models import Job, JobEntry, Measurement, Stage
 from app.plans.rounds import measure_further
@@ -21,6 +22,7 @@ from app.sensitivities.knowledge import (
     known,
     row_json,
 )
+from app.sensitivities.knowledge import knowledge as of_job
 from workers.contracts import Candidate
 
 
@@ -98,6 +100,13 @@ def complete(world, job):
         return is_complete(session, row, job_description(session, row))
 
 
+def measure_blocks(world, job):
+    """The blocks of samples that entries are measured on."""
+    with world.database.read() as session:
+        row = session.get_one(Job, job.id)
+        return tasks.measure_blocks(tasks.source_of(session, row), row.request)
+
+
 def ask(world, job, wanted, block):
     """Have entries measured on a block, as a SOLVE task does."""
     with world.database.write() as session:
@@ -163,6 +172,25 @@ def test_measured_entries_correct_the_estimates_of_their_width(world):
     assert rows["k.weight", "4:channel-symmetric"].source is Source.ESTIMATED
     assert rows["k.weight", "4:channel-symmetric"].mean == pytest.approx(3 * 4.0**-4)
     assert rows["k.weight", "2:channel-symmetric"].mean == pytest.approx(4.0**-2)
+
+
+def test_what_may_have_been_missed_is_told_of_the_entry_that_it_is_about(world):
+    """Two entries of one unit were measured further, and the costs of one of them are four times as high there."""
+    job = world.job(metric="kl", regret=0.01, candidates=[2, 4], budgets=["3 bits"])
+    blocks = measure_blocks(world, job)
+    world.measure(job, cost=lambda *_: 1.0)
+    ask(world, job, [("q.weight", candidate(2)), ("k.weight", candidate(4))], blocks[1])
+    world.measure(job, cost=lambda unit, _bits: 4.0 if unit == "q.weight" else 1.0)
+    with world.database.read() as session:
+        row = session.get_one(Job, job.id)
+        found = of_job(session, row, job_description(session, row))
+    missed = {
+        (u, b): found.missed_by(u, [f"{b}:channel-asymmetric"])[0] for u in found.places for b in (2, 4)
+    }
+    further = {("q.weight", 2), ("k.weight", 4)}
+    assert {key for key, share in missed.items() if share == 0} == further, "nobody has seen more than these"
+    assert {missed[key] for key in missed.keys() - further} == {max(missed.values())}
+    assert max(missed.values()) >= 1
 
 
 def test_an_estimator_tells_costs_of_its_own(world):
