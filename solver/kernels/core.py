@@ -1,6 +1,6 @@
 """The scan for moves below the gap, the best pair of them, and their order by classes."""
 
-# ruff: noqa: ANN001, ANN201, C901, PLR0912, PLR0913, PLR0915, PLR0917
+# ruff: noqa: ANN001, ANN201, PLR0913, PLR0917
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
 # Types are in the signatures, which numba checks; arrays are passed one by one because structures would be copied.
 
@@ -14,18 +14,36 @@ from solver.kernels.types import COSTS, INTS, REALS, SIZES, compiled
 MOVES = types.Tuple((INTS, INTS, INTS, REALS, REALS))
 
 
+@compiled(types.Tuple((MOVES, int64))(INTS, INTS, INTS, REALS, REALS, float64))
+def room(group, slot, size, cost, reduced, gap):
+    """Full tables of moves without those that are no longer below the gap, twice as long if that leaves little; how many stay."""
+    capacity = len(group)
+    kept = 0
+    for m in range(capacity):
+        if reduced[m] < gap:
+            group[kept], slot[kept], size[kept] = group[m], slot[m], size[m]
+            cost[kept], reduced[kept] = cost[m], reduced[m]
+            kept += 1
+    if 2 * kept > capacity:
+        group = np.concatenate((group, np.empty(capacity, np.int64)))
+        slot = np.concatenate((slot, np.empty(capacity, np.int64)))
+        size = np.concatenate((size, np.empty(capacity, np.int64)))
+        cost = np.concatenate((cost, np.empty(capacity)))
+        reduced = np.concatenate((reduced, np.empty(capacity)))
+    return (group, slot, size, cost, reduced), kept
+
+
 @compiled(
     types.Tuple((MOVES, float64, int64, int64, float64, boolean))(COSTS, SIZES, INTS, float64, int64, float64)
 )
 def scan(costs, sizes, slots, price, slack, best):
     """Moves below the gap; the best single move (cost, group, slot; group -1 if none); largest magnitude; soundness."""
     groups, width = costs.shape
-    capacity = 1024
-    group = np.empty(capacity, np.int64)
-    slot = np.empty(capacity, np.int64)
-    size = np.empty(capacity, np.int64)
-    cost = np.empty(capacity)
-    reduced = np.empty(capacity)
+    group = np.empty(1024, np.int64)
+    slot = np.empty(1024, np.int64)
+    size = np.empty(1024, np.int64)
+    cost = np.empty(1024)
+    reduced = np.empty(1024)
     count = 0
     best_group = -1
     best_slot = -1
@@ -57,21 +75,8 @@ def scan(costs, sizes, slots, price, slack, best):
             if step <= slack and change < best:
                 best, best_group, best_slot = change, i, k
                 gap = best + price * slack
-            if count == capacity:
-                kept = 0
-                for m in range(count):
-                    if reduced[m] < gap:
-                        group[kept], slot[kept], size[kept] = group[m], slot[m], size[m]
-                        cost[kept], reduced[kept] = cost[m], reduced[m]
-                        kept += 1
-                count = kept
-                if 2 * count > capacity:
-                    group = np.concatenate((group, np.empty(capacity, np.int64)))
-                    slot = np.concatenate((slot, np.empty(capacity, np.int64)))
-                    size = np.concatenate((size, np.empty(capacity, np.int64)))
-                    cost = np.concatenate((cost, np.empty(capacity)))
-                    reduced = np.concatenate((reduced, np.empty(capacity)))
-                    capacity *= 2
+            if count == len(group):
+                (group, slot, size, cost, reduced), count = room(group, slot, size, cost, reduced, gap)
             group[count], slot[count], size[count] = i, k, step
             cost[count], reduced[count] = change, max(r, 0.0)
             count += 1
@@ -180,6 +185,31 @@ def by_content(costs, sizes, group, first, order, a, b):
     order[a:b] = part[inner]
 
 
+@compiled(types.Tuple((REALS, REALS, INTS))(INTS, INTS, REALS, float64))
+def bounds_from(pointer, size, reduced, price):
+    """The three bounds of `Core` from each class on: on unused size, on excess size, and how much can be freed."""
+    classes = len(pointer) - 1
+    unused = np.empty(classes + 1)
+    excess = np.empty(classes + 1)
+    freeable = np.empty(classes + 1, np.int64)
+    fill, free, bits = price, math.inf, 0
+    for c in range(classes, -1, -1):
+        if c < classes:
+            most = 0
+            for m in range(pointer[c], pointer[c + 1]):
+                rate = reduced[m] / abs(size[m])
+                if size[m] > 0:
+                    fill = min(fill, rate)
+                else:
+                    free = min(free, rate)
+                    most = max(most, -size[m])
+            bits += most
+        unused[c] = price - fill
+        excess[c] = price + (free if free < math.inf else 0.0)
+        freeable[c] = bits
+    return unused, excess, freeable
+
+
 CORE = types.Tuple((MOVES, INTS, REALS, REALS, INTS, float64))
 
 
@@ -227,22 +257,5 @@ def by_class(costs, sizes, group, slot, size, cost, reduced, price):
             new[3][n], new[4][n] = cost[m], reduced[m]
             n += 1
     pointer[classes] = n
-    unused = np.empty(classes + 1)
-    excess = np.empty(classes + 1)
-    freeable = np.empty(classes + 1, np.int64)
-    fill, free, bits = price, math.inf, 0
-    for c in range(classes, -1, -1):
-        if c < classes:
-            most = 0
-            for m in range(pointer[c], pointer[c + 1]):
-                rate = new[4][m] / abs(new[2][m])
-                if new[2][m] > 0:
-                    fill = min(fill, rate)
-                else:
-                    free = min(free, rate)
-                    most = max(most, -new[2][m])
-            bits += most
-        unused[c] = price - fill
-        excess[c] = price + (free if free < math.inf else 0.0)
-        freeable[c] = bits
+    unused, excess, freeable = bounds_from(pointer, new[2], new[4], price)
     return new, pointer, unused, excess, freeable, largest

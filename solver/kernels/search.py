@@ -1,6 +1,6 @@
 """Dynamic programming over the classes of a core."""
 
-# ruff: noqa: ANN001, ANN201, C901, PLR0912, PLR0913, PLR0915, PLR0917
+# ruff: noqa: ANN001, ANN201, PLR0913, PLR0917
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
 # Types are in the signatures, which numba checks; arrays are passed one by one because structures would be copied.
 
@@ -11,8 +11,9 @@ from numba import float64, int64, types
 
 from solver.kernels.types import INTS, REALS, compiled
 
-STATES = types.Tuple((INTS, REALS, INTS))
+LIST = types.Tuple((INTS, REALS, INTS))
 TREE = types.Tuple((INTS, INTS))
+BOUNDS = types.Tuple((int64, float64, float64, int64))  # slack, unused, excess, freeable
 
 
 @compiled(float64(int64, float64, int64, float64, float64, int64))
@@ -26,15 +27,14 @@ def bound_of(size, cost, slack, unused, excess, freeable):
     return cost - excess * left
 
 
-@compiled(types.Tuple((float64, int64, int64))(INTS, REALS, INTS, REALS, INTS, int64, int64, float64))
-def complete(state_size, state_cost, move_size, move_cost, by_size, first, slack, best):
+@compiled(types.Tuple((float64, int64, int64))(LIST, int64, INTS, REALS, INTS, int64, int64, float64))
+def complete(states, count, move_size, move_cost, by_size, first, slack, best):
     """The best state together with one move from ``first`` on: cost, state, move; -1 when none beats ``best``."""
-    count = len(by_size)
-    size = np.empty(count, np.int64)
-    cost = np.empty(count)
-    move = np.empty(count, np.int64)
+    size = np.empty(len(by_size), np.int64)
+    cost = np.empty(len(by_size))
+    move = np.empty(len(by_size), np.int64)
     n = 0
-    for j in range(count):
+    for j in range(len(by_size)):
         m = by_size[j]
         if m < first or (n > 0 and move_cost[m] >= cost[n - 1]):
             continue
@@ -43,18 +43,17 @@ def complete(state_size, state_cost, move_size, move_cost, by_size, first, slack
     at = -1
     with_move = -1
     partner = n - 1
-    for s in range(len(state_size)):
-        room = slack - state_size[s]
+    for s in range(count):
+        room = slack - states[0][s]
         while partner >= 0 and size[partner] > room:
             partner -= 1
         if partner < 0:
             break
-        if state_cost[s] + cost[partner] < best:
-            best, at, with_move = state_cost[s] + cost[partner], s, move[partner]
+        if states[1][s] + cost[partner] < best:
+            best, at, with_move = states[1][s] + cost[partner], s, move[partner]
     return best, at, with_move
 
 
-LIST = types.Tuple((INTS, REALS, INTS))
 CODE_BITS = 16  # a state before the class, shifted, and the option taken
 
 
@@ -64,10 +63,11 @@ def empty_list(capacity):
     return np.empty(capacity, np.int64), np.empty(capacity), np.empty(capacity, np.int64)
 
 
-@compiled(types.Tuple((int64, float64))(LIST, int64, int64, int64, float64, float64, int64))
-def cut(states, count, cap, slack, unused, excess, freeable):
+@compiled(types.Tuple((int64, float64))(LIST, int64, int64, BOUNDS))
+def cut(states, count, cap, sides):
     """Keep the states of least bound, in place; their number, and the least bound of the others."""
     size, cost, code = states
+    slack, unused, excess, freeable = sides
     bounds = np.empty(count)
     for s in range(count):
         bounds[s] = bound_of(size[s], cost[s], slack, unused, excess, freeable)
@@ -83,13 +83,14 @@ def cut(states, count, cap, slack, unused, excess, freeable):
     return kept, dropped
 
 
-@compiled(int64(LIST, int64, LIST, int64, float64, int64, int64, float64, float64, int64, float64))
-def with_move(old, count, out, step, change, option, slack, unused, excess, freeable, limit):
+@compiled(int64(LIST, int64, LIST, int64, float64, int64, BOUNDS, float64))
+def with_move(old, count, out, step, change, option, bounds, limit):
     """The states with one move added, those whose bound is below the limit; by rising size as before.
 
     The bound is linear in size and cost on either side of the slack, so each side is one comparison per state.
     """
     old_size, old_cost, _ = old
+    slack, unused, excess, freeable = bounds
     size, cost, code = out
     kept = 0
     fits = np.searchsorted(old_size[:count], slack - step, side="right")
@@ -140,12 +141,82 @@ def merge(first, a_count, second, b_count, out):
     return n
 
 
-ADVANCED = types.Tuple((int64, STATES, TREE, int64, int64, float64, int64, int64, float64))
+@compiled(types.Tuple((float64, int64, int64))(LIST, int64, INTS, REALS, int64, int64, int64, float64))
+def with_one(states, count, move_size, move_cost, first, last, slack, best):
+    """The best state together with one move of a class: cost, state, move; -1 when none beats ``best``."""
+    at = -1
+    move = -1
+    for m in range(first, last):
+        # States cost less the larger they are: the largest that fits with the move is the cheapest.
+        h = np.searchsorted(states[0][:count], slack - move_size[m], side="right") - 1
+        if h >= 0 and states[1][h] + move_cost[m] < best:
+            best, at, move = states[1][h] + move_cost[m], h, m
+    return best, at, move
+
+
+LISTS = types.Tuple((LIST, LIST, LIST))
+
+
+@compiled(
+    types.Tuple((LISTS, int64, float64))(
+        LIST, int64, LISTS, INTS, REALS, int64, int64, BOUNDS, float64, int64
+    )
+)  # fmt: skip
+def with_class(states, count, lists, move_size, move_cost, first, last, bounds, limit, cap):
+    """States with no move and with each of a class's, dominated ones left out; how many, and the least bound cut off.
+
+    The first of the lists, which are as long as each other or longer, holds them in the end.
+    """
+    grown, more, spare = lists
+    capacity = len(grown[0])
+    dropped = math.inf
+    grown_count = with_move(states, count, grown, 0, 0.0, 0, bounds, limit)
+    for m in range(first, last):
+        more_count = with_move(states, count, more, move_size[m], move_cost[m], m - first + 1, bounds, limit)
+        if more_count == 0:
+            continue
+        if grown_count + more_count + count > capacity:
+            capacity = 2 * (grown_count + more_count + count)
+            spare = empty_list(capacity)
+            larger = empty_list(capacity)
+            for s in range(more_count):
+                larger[0][s], larger[1][s], larger[2][s] = more[0][s], more[1][s], more[2][s]
+            more = larger
+        merged = merge(grown, grown_count, more, more_count, spare)
+        grown, spare, grown_count = spare, grown, merged
+        if len(spare[0]) < capacity:
+            spare = empty_list(capacity)
+        if grown_count > 2 * cap:
+            grown_count, bound = cut(grown, grown_count, cap, bounds)
+            dropped = min(dropped, bound)
+    if grown_count > cap:
+        grown_count, bound = cut(grown, grown_count, cap, bounds)
+        dropped = min(dropped, bound)
+    return (grown, more, spare), grown_count, dropped
+
+
+@compiled(types.Tuple((INTS, INTS, int64))(LIST, int64, LIST, TREE, int64, int64))
+def plant(grown, count, states, tree, nodes, first):
+    """Write the moves that new states took into the tree, and their nodes in the place of their codes."""
+    parents, moves = tree
+    while nodes + count > len(parents):
+        parents = np.concatenate((parents, np.empty(len(parents), np.int64)))
+        moves = np.concatenate((moves, np.empty(len(moves), np.int64)))
+    for s in range(count):
+        option = grown[2][s] & ((1 << CODE_BITS) - 1)
+        node = states[2][grown[2][s] >> CODE_BITS]
+        parents[nodes], moves[nodes] = node, first + option - 1
+        grown[2][s] = nodes if option > 0 else node
+        nodes += option > 0
+    return parents, moves, nodes
+
+
+ADVANCED = types.Tuple((int64, LIST, TREE, int64, int64, float64, int64, int64, float64))
 
 
 @compiled(
     ADVANCED(
-        int64, STATES, TREE, int64, INTS, REALS, REALS, INTS, INTS,
+        int64, LIST, TREE, int64, INTS, REALS, REALS, INTS, INTS,
         int64, float64, REALS, REALS, INTS, float64, float64, int64, int64,
     )
 )  # fmt: skip
@@ -167,12 +238,8 @@ def advance(
     classes = len(pointer) - 1
     count = len(given[0])
     capacity = max(256, 2 * count)
-    states, grown, more, spare = (
-        empty_list(capacity),
-        empty_list(capacity),
-        empty_list(capacity),
-        empty_list(capacity),
-    )
+    states, grown = empty_list(capacity), empty_list(capacity)
+    more, spare = empty_list(capacity), empty_list(capacity)
     states[0][:count], states[1][:count], states[2][:count] = given[0], given[1], given[2]
     while stage < classes and count > 0 and looked < work:
         first, last = pointer[stage], pointer[stage + 1]
@@ -183,46 +250,18 @@ def advance(
         if least >= best - margin + price * slack:
             continue
         looked += count * (last - first + 1)
-        for m in range(first, last):
-            # States cost less the larger they are: the largest that fits with the move is the cheapest.
-            h = np.searchsorted(states[0][:count], slack - move_size[m], side="right") - 1
-            if h >= 0 and states[1][h] + move_cost[m] < best:
-                best, best_node, best_move = states[1][h] + move_cost[m], states[2][h], m
+        best, at, move = with_one(states, count, move_size, move_cost, first, last, slack, best)
+        if at >= 0:
+            best_node, best_move = states[2][at], move
         limit = best - margin
         bounds = (slack, unused[stage], excess[stage], freeable[stage])
-        grown_count = with_move(states, count, grown, 0, 0.0, 0, *bounds, limit)
-        for m in range(first, last):
-            more_count = with_move(
-                states, count, more, move_size[m], move_cost[m], m - first + 1, *bounds, limit
-            )
-            if more_count == 0:
-                continue
-            if grown_count + more_count + count > capacity:
-                capacity = 2 * (grown_count + more_count + count)
-                spare = empty_list(capacity)
-                larger = empty_list(capacity)
-                for s in range(more_count):
-                    larger[0][s], larger[1][s], larger[2][s] = more[0][s], more[1][s], more[2][s]
-                more = larger
-            grown_count_new = merge(grown, grown_count, more, more_count, spare)
-            grown, spare, grown_count = spare, grown, grown_count_new
-            if len(spare[0]) < capacity:
-                spare = empty_list(capacity)
-            if grown_count > 2 * cap:
-                grown_count, bound = cut(grown, grown_count, cap, *bounds)
-                dropped = min(dropped, bound)
-        if grown_count > cap:
-            grown_count, bound = cut(grown, grown_count, cap, *bounds)
-            dropped = min(dropped, bound)
-        while nodes + grown_count > len(parents):
-            parents = np.concatenate((parents, np.empty(len(parents), np.int64)))
-            moves = np.concatenate((moves, np.empty(len(moves), np.int64)))
-        for s in range(grown_count):
-            option = grown[2][s] & ((1 << CODE_BITS) - 1)
-            node = states[2][grown[2][s] >> CODE_BITS]
-            parents[nodes], moves[nodes] = node, first + option - 1
-            grown[2][s] = nodes if option > 0 else node
-            nodes += option > 0
+        lists, grown_count, bound = with_class(
+            states, count, (grown, more, spare), move_size, move_cost, first, last, bounds, limit, cap
+        )
+        grown, more, spare = lists
+        dropped = min(dropped, bound)
+        capacity = len(grown[0])
+        parents, moves, nodes = plant(grown, grown_count, states, (parents, moves), nodes, first)
         states, grown, count = grown, states, grown_count
         if len(grown[0]) < capacity:
             grown = empty_list(capacity)
@@ -231,14 +270,7 @@ def advance(
         if stage >= 4 and due and stage < classes:
             completed = looked
             best, at, move = complete(
-                states[0][:count],
-                states[1][:count],
-                move_size,
-                move_cost,
-                by_size,
-                pointer[stage],
-                slack,
-                best,
+                states, count, move_size, move_cost, by_size, pointer[stage], slack, best
             )
             if at >= 0:
                 best_node, best_move = states[2][at], move
@@ -256,12 +288,10 @@ def add_choices(size, cost, steps, changes):
     capacity = max(1, count)
     states = (size, cost, np.empty(0, np.int64))
     grown, more = empty_list(capacity), empty_list(capacity)
-    endless = 2**62
-    grown_count = with_move(states, count, grown, 0, 0.0, 0, endless, 0.0, 0.0, 0, math.inf)
+    endless = (2**62, 0.0, 0.0, 0)
+    grown_count = with_move(states, count, grown, 0, 0.0, 0, endless, math.inf)
     for m in range(len(steps)):
-        more_count = with_move(
-            states, count, more, steps[m], changes[m], m + 1, endless, 0.0, 0.0, 0, math.inf
-        )
+        more_count = with_move(states, count, more, steps[m], changes[m], m + 1, endless, math.inf)
         out = empty_list(grown_count + more_count)
         grown_count = merge(grown, grown_count, more, more_count, out)
         grown = out
