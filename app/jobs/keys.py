@@ -9,6 +9,8 @@ from workers.contracts import Candidate, ComputeDtype, Metric
 
 MEASURE_VERSION = 4
 """Raised whenever the same request would be measured as another number; old measurements are then not used again."""
+ESTIMATE_VERSION = 5
+"""The same for estimates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ def probe_key(  # noqa: PLR0913 - one keyword for each thing the values depend o
     """
     return content_sha256(
         {
-            "version": MEASURE_VERSION,
+            "version": ESTIMATE_VERSION,
             "model": model_sha256,
             "dataset": dataset_sha256,
             "offer": offer_sha256,

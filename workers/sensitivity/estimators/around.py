@@ -91,7 +91,9 @@ def probe_around(
 
     numbers = range(-1, options.probes)
     changes = pairs.changes(setup.activations)
-    probing = replace(options, quantize=quantize, activation_changes=changes, operands=operands)
+    probing = replace(
+        options, quantize=quantize, activation_changes=changes, operands=operands, follow_bits=0
+    )
     gradients, *values = [
         pairs.values(found) for found in walk(around, pairs.weights, probing, start, numbers)
     ]

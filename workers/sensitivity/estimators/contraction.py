@@ -93,7 +93,7 @@ class InnerProducts:
         self._samples = samples
         first = cotangents[0]
         self._channels_last = first.dim() == 4 and not first.is_contiguous() and layout.axis == 0
-        self._stack = torch.stack([self._rows(tensor) for tensor in cotangents], 1)
+        self._cotangents = [self._rows(tensor) for tensor in cotangents]
 
     def with_output(self, output: Tensor) -> Tensor:
         """``[cotangents, samples]``, float64.
@@ -101,8 +101,13 @@ class InnerProducts:
         Args:
             output: The shape of a cotangent.
         """
-        rows = self._rows(output).to(self._stack.dtype)
-        return torch.bmm(self._stack, rows[:, :, None])[:, :, 0].mT.double()
+        rows = self._rows(output).to(self._cotangents[0].dtype)
+        if rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64):
+            # A quarter of the time of products of matrices with one row.
+            dots = [torch.stack([*map(torch.dot, each, rows)]) for each in self._cotangents]
+        else:
+            dots = [torch.bmm(each[:, None], rows[:, :, None])[:, 0, 0] for each in self._cotangents]
+        return torch.stack(dots).double()
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """``[samples, elements]``, in an order that needs no copy if channels lie last in memory."""

@@ -20,7 +20,7 @@ class Entries:
     Args:
         count: How many entries.
         units: The units.
-        candidates: Per unit its candidates.
+        candidates: Per unit its candidates, by bit-width.
         rows: Per unit the numbers of their entries.
     """
 
@@ -43,6 +43,8 @@ class Entries:
         rows: dict[str, list[int]] = {}
         for row, (name, _) in enumerate(wanted):
             rows.setdefault(table.unit(name).info.name, []).append(row)
+        for found in rows.values():
+            found.sort(key=lambda row: wanted[row][1].bits)
         return cls(
             count=len(wanted),
             units=tuple(table.unit(name) for name in rows),

@@ -43,6 +43,10 @@ class Layouts:
     def __init__(self, found: dict[Place, SampleLayout] | None) -> None:
         self._found = found
 
+    def know(self, place: Place) -> bool:
+        """Whether a tensor's layout is known; it always is where a wanted step reads or writes it."""
+        return self._found is None or place in self._found
+
     def of(self, place: Place) -> SampleLayout:
         """A tensor's layout."""
         if self._found is None:  # there is one sample only, on any axis
@@ -91,30 +95,29 @@ def find_layouts(plan: Plan, start: Place | None, batches: Batches) -> Layouts:
         inputs = [tensor[[0, -1]] for tensor in inputs]
     samples = len(inputs[0])
     tape = Tape(plan, inputs)
-    output = tape.outputs[0]
-    draw = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(0))
-    starts = []
-    for sample in (0, samples - 1):
-        cotangent = torch.zeros_like(output)
-        cotangent[sample] = draw.to(output)
-        starts.append({start: cotangent})
+    starts = [{start: _of_one(tape.outputs[0], sample)} for sample in (0, samples - 1)]
     found: dict[Place, SampleLayout | None] = {}
+    needed: set[Place] = set()
 
     def look(visit: Visit) -> None:
-        for number in visit.outputs[0]:
+        wanted = visit.step.node in plan.wanted
+        for number in visit.outputs[0] if wanted else ():
             one, other = (walk[number] for walk in visit.outputs)
             found[visit.step.node, number] = _layout(one, other, samples, fixed=batches.fixed)
+            needed.add((visit.step.node, number))
         for place in visit.sources[0]:
             one, other = (walk[place] for walk in visit.sources)
             if found.get(place) is None:
                 found[place] = _layout(one, other, samples, fixed=batches.fixed)
+            if wanted:
+                needed.add(place)
 
     tape.backward(starts, look)
     clear = {place: layout for place, layout in found.items() if layout is not None}
-    if len(clear) == len(found):
+    if needed <= clear.keys():
         return Layouts(clear)
     if batches.fixed:
-        mixed = next(place[0].name for place in found if place not in clear)
+        mixed = next(place[0].name for place in found if place in needed - clear.keys())
         raise MeasurementFailed(
             f"node {mixed!r} mixes the samples of the model's fixed batch of {batches.size}",
             "batch_size",
@@ -122,6 +125,14 @@ def find_layouts(plan: Plan, start: Place | None, batches: Batches) -> Layouts:
             "a model that treats samples apart, or one exported with a batch of any size",
         )
     return Layouts(None)
+
+
+def _of_one(output: Tensor, sample: int) -> Tensor:
+    """A random cotangent of one sample's outputs."""
+    cotangent = torch.zeros_like(output)
+    draw = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(0))
+    cotangent[sample] = draw.to(output)
+    return cotangent
 
 
 def _layout(first: Tensor, last: Tensor, samples: int, *, fixed: bool) -> SampleLayout | None:

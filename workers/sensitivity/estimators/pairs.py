@@ -11,7 +11,8 @@ from torch.fx import Node
 from workers.contracts import Candidate
 from workers.graph.units import Unit, UnitTable
 from workers.sensitivity.activations import ActivationRanges
-from workers.sensitivity.estimators.probe import ActivationChanges, ProbeValues
+from workers.sensitivity.estimators.probe import ActivationChanges
+from workers.sensitivity.estimators.totals import ProbeValues
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,6 +7,11 @@ Gauss-Newton form of the KL divergence (Martens 2020, "New insights and perspect
 method", section 8), estimated without bias by random signs (Hutchinson 1990). All uses of a unit add up inside the
 square, as they must: their errors are correlated.
 
+What a large change does right behind its unit is seldom linear. Changes of few bits are therefore followed through what is
+computed there, up to the next weights (`workers.sensitivity.estimators.reaches`), and ``v_n`` is the product of what they change
+at that place with what comes back to it. Changes of the last weights, whose outputs are the model's, are known whole:
+their own exact cost takes the place of its estimate.
+
 The values are more than costs: ``v_a v_b`` averages to the interaction of changes a and b, so that the Gram matrix of
 the values' rows is a sketch of the pairwise model.
 
@@ -34,9 +39,12 @@ from workers.sensitivity.estimators.contraction import InnerProducts, contract
 from workers.sensitivity.estimators.cotangents import random_signs
 from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.feeds import Feed, find_layouts
+from workers.sensitivity.estimators.following import Following
 from workers.sensitivity.estimators.precision import Precision
-from workers.sensitivity.estimators.starts import start_of
+from workers.sensitivity.estimators.reaches import Reaches
+from workers.sensitivity.estimators.starts import costs_of, start_of
 from workers.sensitivity.estimators.tape import Place, Plan, Tape, Visit
+from workers.sensitivity.estimators.totals import ProbeValues, Totals
 from workers.sensitivity.estimators.uses import Uses
 from workers.sensitivity.estimators.visited import VisitedStep
 from workers.sensitivity.exact import Setup
@@ -49,6 +57,9 @@ _MACS_PER_WEIGHT = 60.0
 """What products with a weight's candidates take, in multiply-accumulates of the forward pass: MiniLM, likewise. Of look-ups, whose
 tables are large and compute nothing, that is all."""
 
+FOLLOWED_BITS = 3
+"""Finer candidates change so little that following them tells nothing: rank correlations and regrets on EfficientNet-Lite0,
+SmolLM2-135M."""
 ActivationChanges = Callable[[Unit, Node, Tensor, Tensor], Iterable[Tensor]]
 """How a unit's input changes under its activation candidates: unit, node, value of the input, and what the unit's step sees of it
 as it is -> a change of that for each."""
@@ -74,6 +85,7 @@ class ProbeOptions:
         together: How many share a forward pass; more need more memory (cotangents of a cut of the graph) and less time.
         seed: Chooses the signs.
         dtype: ``torch.bfloat16`` for matrix products of float32 in that precision; ``None`` for the model's.
+        follow_bits: Changes of candidates of at most so many bits are followed; 0: none is, everything is linear.
         changes_bytes: Bound on the candidates' weights that are kept from batch to batch; others are made again.
         quantize: Makes a candidate's weight.
         activation_changes: Also estimate changes of the units' inputs, apart from the weights'.
@@ -87,6 +99,7 @@ class ProbeOptions:
     together: int = 4
     seed: int = 0
     dtype: torch.dtype | None = None
+    follow_bits: int = FOLLOWED_BITS
     changes_bytes: int = 2 << 30
     quantize: Quantizer = round_to_nearest
     activation_changes: ActivationChanges | None = None
@@ -105,22 +118,6 @@ class ProbeOptions:
         """The mask of some samples of a batch."""
         found = None if self.position_masks is None else self.position_masks(batch)
         return None if found is None else found[offset : offset + kept]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ProbeValues:
-    """What one probe says.
-
-    Args:
-        weights: ``[entries, samples]``, float64, on the CPU: squares estimate costs, products interactions. 0 for
-            samples without a position that counts.
-        activations: Unit -> ``[activation candidates, samples]``, likewise; empty unless asked for.
-        counted: ``[samples]``: whether a sample has a position that counts.
-    """
-
-    weights: Tensor
-    activations: dict[str, Tensor]
-    counted: Tensor
 
 
 def probe(
@@ -185,32 +182,14 @@ def signed(setup: Setup, seed: int) -> Cotangents:
     return start
 
 
-class _Results:
-    """Sums over uses, for a group of probes."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Walk:
+    """Some samples' walk: what is fed, which positions count, what is followed, and where values go."""
 
-    def __init__(self, probes: int, entries: int, samples: int) -> None:
-        self._probes = probes
-        self.weights = torch.zeros(probes, entries, samples, dtype=torch.float64)
-        self.activations: dict[str, list[Tensor]] = {}
-        self.counted = torch.zeros(samples, dtype=torch.bool)
-
-    def add_activation(self, unit: str, candidate: int, samples: slice, values: Tensor) -> None:
-        """Add ``[probes, samples]`` to a candidate of a unit's input."""
-        rows = self.activations.setdefault(unit, [])
-        if candidate == len(rows):
-            rows.append(self.weights.new_zeros((self._probes, len(self.counted))))
-        rows[candidate][:, samples] += values.cpu()
-
-    def each(self) -> Iterator[ProbeValues]:
-        """One probe's values after the other."""
-        for index in range(self._probes):
-            yield ProbeValues(
-                weights=self.weights[index],
-                activations={
-                    unit: torch.stack([row[index] for row in rows]) for unit, rows in self.activations.items()
-                },
-                counted=self.counted,
-            )
+    feed: Feed
+    mask: Tensor | None
+    following: Following
+    totals: Totals
 
 
 class _Probing:
@@ -230,6 +209,7 @@ class _Probing:
         self._flow = Dataflow.of(setup.program.model)
         self._entries = Entries.of(setup.table, wanted)
         self._uses = Uses.of(self._flow, self._entries.units)
+        self._reaches = self._find_reaches()
         self._plan = Plan(
             program=setup.program,
             flow=self._flow,
@@ -237,6 +217,7 @@ class _Probing:
             wanted=self._uses.at,
             through=options.activation_changes is not None,
             precision=Precision(device=setup.program.device, products=options.dtype),
+            kept=self._reaches.kept,
             quantizers={setup.program.steps[i].node: found for i, found in options.operands.items()},
         )
         self._layouts = find_layouts(self._plan, self._start, setup.batches)
@@ -255,16 +236,21 @@ class _Probing:
         feeds = (feed for batch in range(len(batches)) for feed in self._layouts.feeds(batches, batch))
         return self._walks > self._options.together or len(list(islice(feeds, 2))) > 1
 
+    def _find_reaches(self) -> Reaches:
+        if self._options.follow_bits < 1:
+            return Reaches.none()
+        return Reaches.find(self._setup.program, self._flow, self._uses.active, self._uses.at)
+
     def group(self, probes: range) -> Iterator[ProbeValues]:
         """Probes that share their forward passes."""
         batches = self._setup.batches
-        results = _Results(len(probes), self._entries.count, len(batches.samples))
+        totals = Totals(len(probes), self._entries.count, len(batches.samples))
         for batch in range(len(batches)):
             for feed in self._layouts.feeds(batches, batch):
-                self._walk(probes, feed, results)
+                self._walk(probes, feed, totals)
                 self._done += len(probes) * feed.kept
                 self._tell(self._done)
-        yield from results.each()
+        yield from totals.each()
 
     def _tell(self, samples: float) -> None:
         if self._options.progress is not None:
@@ -276,24 +262,39 @@ class _Probing:
         output = self._flow.outputs[0]
         return (output, 0) if isinstance(output, Node) and output in self._uses.active else None
 
-    def _walk(self, probes: range, feed: Feed, results: _Results) -> None:
+    def _walk(self, probes: range, feed: Feed, totals: Totals) -> None:
         tape = Tape(self._plan, feed.inputs)
         output = tape.outputs[0]
         mask = self._options.mask(feed.batch, feed.offset, feed.kept)
-        results.counted[feed.samples] = True if mask is None else (mask != 0).any(-1).cpu()
+        totals.counted[feed.samples] = True if mask is None else (mask != 0).any(-1).cpu()
         if self._start is None:
             return
-        starts = [{self._start: self._cotangent(index, output, mask, feed)} for index in probes]
+        starts = [self._cotangent(index, output, mask, feed) for index in probes]
         samples, passed = len(probes) * feed.kept, 1.0 / (1.0 + _PASSES_PER_WALK * len(probes))
         walks, shares = 1.0 - passed, _shares(self._uses, self._entries.units, feed.kept)
+        following = Following(
+            reaches=self._reaches,
+            output=self._start[0],
+            outputs=output,
+            starts=starts,
+            layouts=self._layouts,
+            constant=self._setup.program.constant_value,
+        )
+
+        walk = _Walk(feed=feed, mask=mask, following=following, totals=totals)
 
         def visited(visit: Visit) -> None:
             nonlocal passed
-            self._visit(visit, feed, results)
-            passed = min(passed + walks * shares[visit.step.node], 1.0)
-            self._tell(self._done + samples * passed)
+            node = visit.step.node
+            following.pass_by(visit)
+            if node in shares:
+                self._visit(visit, walk)
+                following.leave(node)
+                passed = min(passed + walks * shares[node], 1.0)
+                self._tell(self._done + samples * passed)
 
-        tape.backward(starts, visited)
+        place = self._start
+        tape.backward(({place: start} for start in starts), visited)
 
     def _cotangent(self, number: int, output: Tensor, mask: Tensor | None, feed: Feed) -> Tensor:
         """Where a walk starts; 0 for fillers."""
@@ -302,8 +303,8 @@ class _Probing:
             return found.to(output.dtype)
         return torch.cat([found.to(output.dtype), torch.zeros_like(output[feed.kept :])])
 
-    def _visit(self, visit: Visit, feed: Feed, results: _Results) -> None:
-        node = visit.step.node
+    def _visit(self, visit: Visit, walk: _Walk) -> None:
+        node, feed = visit.step.node, walk.feed
         step = VisitedStep(
             visit=visit,
             constant=self._setup.program.constant,
@@ -313,15 +314,39 @@ class _Probing:
         )
         for use in self._uses.at[node]:
             for changes in self._changes.of(use.unit):
-                found = contract(step, {operand: changes.of[operand] for operand in use.operands})
                 rows = self._entries.rows[use.unit][changes.candidates]
-                results.weights[:, rows, feed.samples] += found[:, :, : feed.kept].cpu()
+                candidates = self._entries.candidates[use.unit][changes.candidates]
+                of = {operand: changes.of[operand] for operand in use.operands}
+                count = sum(self._follows(candidate, node, walk) for candidate in candidates)
+                if count:
+                    self._follow(step, {n: change[:count] for n, change in of.items()}, rows[:count], walk)
+                if count < len(rows):
+                    found = contract(step, {n: change[count:] for n, change in of.items()})
+                    walk.totals.weights[:, rows[count:], feed.samples] += found[:, :, : feed.kept].cpu()
             if self._options.activation_changes is not None:
-                self._visit_inputs(self._entries.units[use.unit], step, feed, results)
+                self._visit_inputs(self._entries.units[use.unit], step, walk)
 
-    def _visit_inputs(self, unit: Unit, step: VisitedStep, feed: Feed, results: _Results) -> None:
+    def _follows(self, candidate: Candidate, node: Node, walk: _Walk) -> bool:
+        """Whether a candidate's change is followed from a unit's step; of all its candidates, those of the fewest bits are."""
+        return walk.following.knows(node) and (
+            candidate.bits <= self._options.follow_bits or self._reaches.of[node].whole
+        )
+
+    def _follow(self, step: VisitedStep, changes: dict[Node, Tensor], rows: Tensor, walk: _Walk) -> None:
+        """Follow changes of a unit's constants, one for each row, from one of its uses."""
+        feed, following = walk.feed, walk.following
+        before = following.outputs[: feed.kept]
+        for row, found in zip(rows.tolist(), following.follow(step, changes), strict=True):
+            values = found.values[:, : feed.kept].cpu()
+            walk.totals.weights[:, row, feed.samples] += values
+            if found.outputs is not None:
+                costs = costs_of(self._setup.reference, before, found.outputs[: feed.kept], walk.mask)
+                walk.totals.know(row, values, costs)
+
+    def _visit_inputs(self, unit: Unit, step: VisitedStep, walk: _Walk) -> None:
         """Products of a unit's input changes with what comes back to its inputs through this use."""
         assert self._options.activation_changes is not None
+        feed = walk.feed
         for place in step.visit.sources[0]:
             source, number = place
             seen = list(tensors_in(step.visit.values[source]))[number]
@@ -329,11 +354,11 @@ class _Probing:
                 list(tensors_in(step.visit.before[source]))[number] if source in step.visit.before else seen
             )
             products = InnerProducts(
-                [walk[place] for walk in step.visit.sources], self._layouts.of(place), feed.fed
+                [back[place] for back in step.visit.sources], self._layouts.of(place), feed.fed
             )
             for index, change in enumerate(self._options.activation_changes(unit, source, value, seen)):
                 found = products.with_output(change)[:, : feed.kept]
-                results.add_activation(unit.info.name, index, feed.samples, found)
+                walk.totals.add_activation(unit.info.name, index, feed.samples, found)
 
 
 def _shares(uses: Uses, units: Sequence[Unit], samples: int) -> dict[Node, float]:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from workers.sensitivity.estimators.cotangents import cost_gradient, cotangent
 from workers.sensitivity.mixture import MixedReference
-from workers.sensitivity.reference import Reference
+from workers.sensitivity.reference import Reference, sample_costs
 
 
 def start_of(
@@ -67,6 +67,35 @@ def gradient_of(
         )
     ]
     return torch.cat(found, 1)
+
+
+def costs_of(
+    reference: Reference | MixedReference, before: Tensor, output: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Each sample's cost, ``[n]``, float64, on the CPU; 0 for samples without a position that counts.
+
+    Args:
+        reference: As for `gradient_of`, like what follows.
+        before: Outputs of the float model.
+        output: Outputs of a quantized model.
+        mask: Which positions count.
+    """
+    if isinstance(reference, Reference):
+        counted = None if mask is None else (mask != 0).reshape(output.shape[:-1])
+        found = sample_costs(reference.metric, before, output, None, reference.variance, counted=counted)
+        return found if counted is None else found.where(counted.flatten(1).any(1).cpu(), 0.0)
+    found = torch.zeros(len(output), dtype=torch.float64)
+    split = reference.packing.split
+    for part, floats, values, counted, weight in zip(
+        reference.parts,
+        split(before),
+        split(output),
+        _masks(reference, mask),
+        reference.packing.weights,
+        strict=True,
+    ):
+        found += weight * costs_of(part, floats, values, counted)
+    return found
 
 
 def _masks(reference: MixedReference, mask: Tensor | None) -> list[Tensor | None]:

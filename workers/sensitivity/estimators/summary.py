@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workers.contracts import Measured
 from workers.errors import DatasetRefused
-from workers.sensitivity.estimators.probe import ProbeValues
+from workers.sensitivity.estimators.totals import ProbeValues
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

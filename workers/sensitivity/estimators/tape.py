@@ -8,7 +8,7 @@ pass is paid once for all cotangents; and whoever visits a step sees all cotange
 Weights need no gradients, so that a backward walk is that of the activations alone.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -31,11 +31,11 @@ Place = tuple[Node, int]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Visit:
-    """One wanted step, as the backward walk sees it.
+    """One step, as the backward walk sees it.
 
     Args:
         step: The step.
-        values: Values of all live nodes it reads, as it sees them.
+        values: Values of live nodes it reads, as it sees them: of all if it is wanted.
         outputs: Per cotangent: number of the output tensor -> its cotangent; those that are 0 may be left out.
         sources: Per cotangent: tensor it reads -> what comes back through this step alone, to what it sees of it.
         before: Values of nodes that it sees quantized, before that.
@@ -105,7 +105,8 @@ class Plan:
         program: The model.
         flow: Its graph.
         active: Steps whose cotangents are wanted.
-        wanted: Steps that will be visited.
+        wanted: Steps that will be visited, with all that they read.
+        kept: Further steps that will be visited: step -> what of that it reads.
         through: Whether visits want the cotangents of all that their steps read, or of active steps only.
         precision: To compute in.
         quantizers: Step -> node it reads -> what quantizes it there; derivatives are passed straight through.
@@ -117,7 +118,12 @@ class Plan:
     wanted: Container[Node]
     through: bool
     precision: Precision
+    kept: Mapping[Node, frozenset[Node]] = field(default_factory=dict)
     quantizers: Mapping[Node, Mapping[Node, ActivationQuantizer]] = field(default_factory=dict)
+
+    def visits(self, node: Node) -> bool:
+        """Whether a step will be visited."""
+        return node in self.wanted or node in self.kept
 
 
 class Tape:
@@ -139,12 +145,12 @@ class Tape:
         plan.program.advance_with(environment, self._run)
         self.outputs = plan.program.outputs(environment)
 
-    def backward(self, cotangents: Sequence[Mapping[Place, Tensor]], visit: Callable[[Visit], None]) -> None:
+    def backward(self, cotangents: Iterable[Mapping[Place, Tensor]], visit: Callable[[Visit], None]) -> None:
         """Walk back, from the last step to the first; the tape is used up.
 
         Args:
-            cotangents: Per walk the cotangents it starts from.
-            visit: Called for each wanted step that has any, with gradients off.
+            cotangents: Per walk the cotangents it starts from; not kept for longer than they are needed.
+            visit: Called for each step of the plan's that has any, with gradients off.
 
         Raises:
             MeasurementFailed: An operator has no derivative.
@@ -165,7 +171,7 @@ class Tape:
                     for place, cotangent in found.items():
                         if place[0] in self._plan.active:
                             waiting[place] = waiting[place] + cotangent if place in waiting else cotangent
-                if node in self._plan.wanted:
+                if self._plan.visits(node):
                     visit(record.visit(own, back))
 
     def _run(self, step: Step, value: Callable[[Node], Any]) -> Any:
@@ -181,12 +187,13 @@ class Tape:
         result = self._plan.precision.call(
             step, lambda source: bound[source] if source in bound else seen(source)
         )
-        if edges or wanted:
+        if edges or self._plan.visits(step.node):
             outputs = {
                 number: get_gradient_edge(tensor) if tensor.requires_grad else None
                 for number, tensor in enumerate(tensors_in(result))
             }
-            values = {source: value(source) for source in (*(read if wanted else ()), *quantizers)}
+            looked_at = read if wanted else self._plan.kept.get(step.node, frozenset()).intersection(read)
+            values = {source: value(source) for source in (*looked_at, *quantizers)}
             self._records.append(
                 _Record(step=step, outputs=outputs, sources=edges, values=values, quantizers=quantizers)
             )

@@ -1,0 +1,241 @@
+"""How far a change of a weight is followed before it is taken to be small.
+
+Products with what comes back to a unit's own output take all that lies behind it to be linear. What lies next is often the
+least linear part: an activation function that clips, a softmax that saturates. It is also cheap, for up to the next
+weights there are no large products. So a change may be computed up to there as it is, and multiplied with what comes back
+to that place: linear is then only what lies behind.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+from torch.fx import Node
+
+from workers.graph.dataflow import Dataflow, operator_name
+from workers.graph.program import Program, Step
+
+_SUMS = frozenset(("add", "sub", "cat", "stack"))
+"""Linear in all operands together."""
+_PRODUCTS = frozenset(("matmul", "mm", "bmm", "einsum", "baddbmm", "addmm", "linear", "bilinear"))
+"""Linear in each operand by itself, and not cheap with weights, like convolutions."""
+_MOVES = frozenset(
+    (
+        *(
+            "view",
+            "reshape",
+            "_unsafe_view",
+            "flatten",
+            "unflatten",
+            "squeeze",
+            "unsqueeze",
+            "expand",
+            "repeat",
+        ),
+        *(
+            "transpose",
+            "permute",
+            "t",
+            "slice",
+            "select",
+            "index_select",
+            "narrow",
+            "split",
+            "split_with_sizes",
+        ),
+        *(
+            "chunk",
+            "unbind",
+            "getitem",
+            "repeat_interleave",
+            "roll",
+            "flip",
+            "pixel_shuffle",
+            "contiguous",
+            "clone",
+        ),
+        *(
+            "alias",
+            "detach",
+            "to",
+            "_to_copy",
+            "type_as",
+            "dropout",
+            "neg",
+            "pad",
+            "constant_pad_nd",
+            "mean",
+            "sum",
+        ),
+        *("cumsum", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d", "batch_norm"),
+        *("upsample_nearest2d", "upsample_bilinear2d"),
+    )
+)
+"""Linear (or linear and a constant) in what changes, whatever else they read."""
+_MOST_STEPS = 64
+"""Steps that are run again for one unit at most; attention with rotary embeddings has 17."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """The steps behind a unit's own that are run again with a change.
+
+    Args:
+        steps: In order.
+        ends: Steps in front of which following ends, each with a node that it reads; ``None``: the node is the output.
+    """
+
+    steps: tuple[Step, ...]
+    ends: tuple[tuple[Node | None, Node], ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to be linear: the change is known at the output."""
+        return all(end is None for end, _ in self.ends)
+
+    def members(self) -> list[Node]:
+        """Steps that a walk back comes by before it comes to the unit's own."""
+        return [*(step.node for step in self.steps), *(end for end, _ in self.ends if end is not None)]
+
+    def reads(self) -> list[tuple[Node, Node]]:
+        """Steps with the float values that following needs of what they read."""
+        inside = {step.node for step in self.steps}
+        outside = [
+            (step.node, source)
+            for step in self.steps
+            for source in step.node.all_input_nodes
+            if source not in inside
+        ]
+        return [*outside, *((end, source) for end, source in self.ends if end is not None)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reaches:
+    """How far the changes of all units are followed.
+
+    Args:
+        of: Unit's step -> its reach; none where all that lies in it is linear.
+        kept: Step of a reach, or at the end of one -> values it reads that following needs.
+        last: Unit's step -> steps of ``kept`` that no unit's step before it needs: a walk back is done with them there;
+            ``None``: with where it started from.
+    """
+
+    of: Mapping[Node, Reach]
+    kept: Mapping[Node, frozenset[Node]]
+    last: Mapping[Node, frozenset[Node | None]]
+
+    @classmethod
+    def find(
+        cls, program: Program, flow: Dataflow, active: Collection[Node], weighted: Collection[Node]
+    ) -> Self:
+        """Find how far changes can be followed: up to the next weights, or to where they join what others have summed up.
+
+        Args:
+            program: The model.
+            flow: Its graph.
+            active: Steps whose values depend on a unit.
+            weighted: Steps that read a unit.
+        """
+        tail = _tail(flow)
+        joins = {node for node in flow.live if operator_name(node) in _SUMS} - tail
+        found: dict[Node, Reach] = {}
+        kept: dict[Node, set[Node]] = defaultdict(set)
+        last: dict[Node, set[Node | None]] = defaultdict(set)
+        seen: set[Node | None] = set()
+        for node in flow.live:
+            reach = _find(program, flow, node, _Bounds(active, weighted, joins)) if node in weighted else None
+            if reach is None:
+                continue
+            found[node] = reach
+            members = {*reach.members(), *(end for end, _ in reach.ends)}
+            last[node].update(members - seen)
+            seen |= members
+            for member in reach.members():
+                kept[member].update(source for step, source in reach.reads() if step is member)
+        return cls(
+            of=found,
+            kept={node: frozenset(values) for node, values in kept.items()},
+            last={node: frozenset(members) for node, members in last.items()},
+        )
+
+    @classmethod
+    def none(cls) -> Self:
+        """Nothing is followed."""
+        return cls(of={}, kept={}, last={})
+
+
+class _Bounds(NamedTuple):
+    """Where following ends: in front of weights, and of sums with what other units have made."""
+
+    active: Collection[Node]
+    weighted: Collection[Node]
+    sums: Collection[Node]
+
+    def hold(self, node: Node, changed: Collection[Node]) -> bool:
+        """Whether a step ends it: a stream that others write to goes on to the model's end."""
+        return node in self.weighted or (
+            node in self.sums
+            and any(source in self.active and source not in changed for source in node.all_input_nodes)
+        )
+
+
+def _tail(flow: Dataflow) -> set[Node]:
+    """The output, and what is only laid side by side there: several outputs that are compared at once."""
+    found = {node for node in flow.outputs[:1] if isinstance(node, Node)}
+    for node in reversed(flow.live):
+        if operator_name(node) in _MOVES | {"cat", "stack"} and node.users and found.issuperset(node.users):
+            found.add(node)
+    return found
+
+
+def _find(program: Program, flow: Dataflow, own: Node, bounds: _Bounds) -> Reach | None:
+    changed = {own}
+    steps: list[Step] = []
+    ends: list[tuple[Node | None, Node]] = []
+    linear = True
+    for step in program.steps[flow.position[own] + 1 :]:
+        node = step.node
+        sources = [source for source in node.all_input_nodes if source in changed]
+        if not sources:
+            continue
+        if bounds.hold(node, changed) or _is_layer(flow, node, sources):
+            ends += [(node, source) for source in sources]
+            continue
+        linear = linear and _is_linear(node, sources)
+        changed.add(node)
+        steps.append(step)
+        if len(steps) > _MOST_STEPS:
+            return None
+    output = flow.outputs[0]
+    if output in changed:
+        ends.append((None, output))
+    reach = Reach(steps=tuple(steps), ends=tuple(ends))
+    return reach if ends and (reach.whole or not linear) else None
+
+
+def _is_layer(flow: Dataflow, node: Node, changed: list[Node]) -> bool:
+    """Whether a step multiplies the change with weights that are no unit's."""
+    name = operator_name(node)
+    others = [source for source in node.all_input_nodes if source not in changed]
+    return (name in _PRODUCTS or "conv" in name) and others != [] and not any(map(flow.is_live, others))
+
+
+def _is_linear(node: Node, changed: list[Node]) -> bool:
+    name = operator_name(node)
+    if name in _SUMS or name in _MOVES:
+        return True
+    if _occurrences(node, changed) > 1:
+        return False
+    if name == "scaled_dot_product_attention":  # in its values
+        return node.args[2] is changed[0]
+    return name == "mul" or (name == "div" and node.args[0] is changed[0])
+
+
+def _occurrences(node: Node, changed: list[Node]) -> int:
+    def count(value: Any) -> int:
+        if isinstance(value, list | tuple):
+            return sum(count(element) for element in value)
+        return int(value in changed if isinstance(value, Node) else False)
+
+    return count(node.args) + count(list(node.kwargs.values()))
