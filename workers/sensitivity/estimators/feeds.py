@@ -11,6 +11,9 @@ from workers.sensitivity.batches import Batches
 from workers.sensitivity.estimators.layout import SampleLayout, find_layout
 from workers.sensitivity.estimators.tape import Place, Plan, Tape, Visit
 
+_MOST_BYTES = 1 << 30
+"""What the steps of a walk compute at most, if that is more than one sample: the walk back needs about three times that."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Feed:
@@ -38,10 +41,12 @@ class Layouts:
 
     Args:
         found: Per tensor; ``None`` if some tensor mixes samples, so that they are to be fed one by one.
+        most: Samples that are fed at once, where the batch is not fixed.
     """
 
-    def __init__(self, found: dict[Place, SampleLayout] | None) -> None:
+    def __init__(self, found: dict[Place, SampleLayout] | None, most: int = 1) -> None:
         self._found = found
+        self._most = most
 
     def know(self, place: Place) -> bool:
         """Whether a tensor's layout is known; it always is where a wanted step reads or writes it."""
@@ -56,24 +61,20 @@ class Layouts:
     def feeds(self, batches: Batches, batch: int) -> Iterator[Feed]:
         """A batch as it is to be fed."""
         inputs, kept, first = batches.inputs_of(batch), batches.kept(batch), batch * batches.size
-        if self._found is not None or batches.fixed or batches.size == 1:
-            yield Feed(
-                inputs=inputs,
-                fed=batches.size if batches.fixed else kept,
-                kept=kept,
-                batch=batch,
-                offset=0,
-                samples=slice(first, first + kept),
-            )
+        if batches.fixed:
+            samples = slice(first, first + kept)
+            yield Feed(inputs=inputs, fed=batches.size, kept=kept, batch=batch, offset=0, samples=samples)
             return
-        for row in range(kept):
+        size = -(-kept // -(-kept // self._most))
+        for start in range(0, kept, size):
+            count = min(size, kept - start)
             yield Feed(
-                inputs=[tensor[row : row + 1] for tensor in inputs],
-                fed=1,
-                kept=1,
+                inputs=[tensor[start : start + count] for tensor in inputs],
+                fed=count,
+                kept=count,
                 batch=batch,
-                offset=row,
-                samples=slice(first + row, first + row + 1),
+                offset=start,
+                samples=slice(first + start, first + start + count),
             )
 
 
@@ -115,7 +116,7 @@ def find_layouts(plan: Plan, start: Place | None, batches: Batches) -> Layouts:
     tape.backward(starts, look)
     clear = {place: layout for place, layout in found.items() if layout is not None}
     if needed <= clear.keys():
-        return Layouts(clear)
+        return Layouts(clear, max(1, _MOST_BYTES * samples // tape.computed_bytes))
     if batches.fixed:
         mixed = next(place[0].name for place in found if place in needed - clear.keys())
         raise MeasurementFailed(

@@ -133,6 +133,10 @@ class Tape:
         plan: What to record.
         inputs: One tensor per user input.
 
+    Attributes:
+        outputs: Of the model.
+        computed_bytes: What its steps computed, views apart: about what it keeps.
+
     Raises:
         MeasurementFailed: An operator failed.
     """
@@ -141,6 +145,7 @@ class Tape:
         self._plan = plan
         self._anchor = torch.zeros((), device=plan.program.device, requires_grad=True)
         self._records: list[_Record] = []
+        self.computed_bytes = 0
         environment = plan.program.environment(inputs)
         plan.program.advance_with(environment, self._run)
         self.outputs = plan.program.outputs(environment)
@@ -187,6 +192,7 @@ class Tape:
         result = self._plan.precision.call(
             step, lambda source: bound[source] if source in bound else seen(source)
         )
+        self.computed_bytes += _new_bytes(result, [value(source) for source in read])
         if edges or self._plan.visits(step.node):
             outputs = {
                 number: get_gradient_edge(tensor) if tensor.requires_grad else None
@@ -238,6 +244,16 @@ def _products(record: _Record, cotangents: dict[int, Tensor]) -> dict[Place, Ten
             "operators with a derivative",
         ) from error
     return {place: back for place, back in zip(record.sources, found, strict=True) if back is not None}
+
+
+def _new_bytes(result: Any, sources: list[Any]) -> int:
+    """Memory of a result that is no view of what the step reads."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(sources)}
+    found = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in tensors_in(result)
+    }
+    return sum(size for pointer, size in found.items() if pointer not in known)
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
