@@ -9,6 +9,7 @@ to that place: linear is then only what lies behind.
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any, NamedTuple, Self
 
 from torch.fx import Node
@@ -22,53 +23,12 @@ _PRODUCTS = frozenset(("matmul", "mm", "bmm", "einsum", "baddbmm", "addmm", "lin
 """Linear in each operand by itself, and not cheap with weights, like convolutions."""
 _MOVES = frozenset(
     (
-        *(
-            "view",
-            "reshape",
-            "_unsafe_view",
-            "flatten",
-            "unflatten",
-            "squeeze",
-            "unsqueeze",
-            "expand",
-            "repeat",
-        ),
-        *(
-            "transpose",
-            "permute",
-            "t",
-            "slice",
-            "select",
-            "index_select",
-            "narrow",
-            "split",
-            "split_with_sizes",
-        ),
-        *(
-            "chunk",
-            "unbind",
-            "getitem",
-            "repeat_interleave",
-            "roll",
-            "flip",
-            "pixel_shuffle",
-            "contiguous",
-            "clone",
-        ),
-        *(
-            "alias",
-            "detach",
-            "to",
-            "_to_copy",
-            "type_as",
-            "dropout",
-            "neg",
-            "pad",
-            "constant_pad_nd",
-            "mean",
-            "sum",
-        ),
-        *("cumsum", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d", "batch_norm"),
+        *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand"),
+        *("transpose", "permute", "t", "slice", "select", "index_select", "narrow", "split", "chunk"),
+        *("split_with_sizes", "unbind", "getitem", "repeat", "repeat_interleave", "roll", "flip", "neg"),
+        *("pixel_shuffle", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as"),
+        *("dropout", "pad", "constant_pad_nd", "mean", "sum", "cumsum", "avg_pool1d", "avg_pool2d"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "batch_norm"),
         *("upsample_nearest2d", "upsample_bilinear2d"),
     )
 )
@@ -194,11 +154,13 @@ def _find(program: Program, flow: Dataflow, own: Node, bounds: _Bounds) -> Reach
     steps: list[Step] = []
     ends: list[tuple[Node | None, Node]] = []
     linear = True
-    for step in program.steps[flow.position[own] + 1 :]:
+    coming = _positions(flow, own)
+    while coming:
+        step = program.steps[heappop(coming)]
         node = step.node
-        sources = [source for source in node.all_input_nodes if source in changed]
-        if not sources:
+        if node in changed or any(node is end for end, _ in ends):
             continue
+        sources = [source for source in node.all_input_nodes if source in changed]
         if bounds.hold(node, changed) or _is_layer(flow, node, sources):
             ends += [(node, source) for source in sources]
             continue
@@ -207,11 +169,18 @@ def _find(program: Program, flow: Dataflow, own: Node, bounds: _Bounds) -> Reach
         steps.append(step)
         if len(steps) > _MOST_STEPS:
             return None
+        for position in _positions(flow, node):
+            heappush(coming, position)
     output = flow.outputs[0]
     if output in changed:
         ends.append((None, output))
     reach = Reach(steps=tuple(steps), ends=tuple(ends))
     return reach if ends and (reach.whole or not linear) else None
+
+
+def _positions(flow: Dataflow, node: Node) -> list[int]:
+    """Numbers of the steps that read a value, ascending."""
+    return sorted(flow.position[reader] for reader in node.users if reader in flow.position)
 
 
 def _is_layer(flow: Dataflow, node: Node, changed: list[Node]) -> bool:
