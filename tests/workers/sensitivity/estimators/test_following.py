@@ -320,6 +320,23 @@ def test_following_ends_in_front_of_weights_that_are_no_unit(make_setup):
     assert [str(end.target) for end, _ in found["inner.weight"].ends] == ["aten.matmul.default"]
 
 
+class Shifted(nn.Module):
+    """What the model is fed is added to what a unit makes of it; no other unit has made it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(x + self.inner(x)))
+
+
+def test_a_sum_with_an_input_is_followed(make_setup):
+    found = reaches_of(make_setup(*build(Shifted, 4)))
+    steps = [str(step.node.target) for step in found["inner.weight"].steps]
+    assert steps == ["aten.add.Tensor", "aten.tanh.default"]
+
+
 def test_what_the_walk_has_left_behind_is_dropped(make_setup, monkeypatch):
     case = make_setup(*build(Block, 4, 6), batch_size=5)
     made = []
