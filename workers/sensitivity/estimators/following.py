@@ -52,7 +52,7 @@ class Following:
         reaches: Of all units.
         output: The node of the model's first output.
         outputs: Its value, fillers included.
-        starts: Per cotangent where the walk starts from there; emptied when nothing needs it any more.
+        starts: Per cotangent where the walk starts from there; emptied as soon as nothing needs it.
         layouts: Of the ends.
         constant: Gives the float values of constants.
     """
@@ -66,6 +66,13 @@ class Following:
     _values: dict[Node, dict[Node, Any]] = field(default_factory=dict)
     _back: dict[Node, list[dict[Place, Tensor]]] = field(default_factory=dict)
 
+    def begin(self) -> Iterator[dict[Place, Tensor]]:
+        """Per cotangent where the walk starts."""
+        for start in self.starts:
+            yield {(self.output, 0): start}
+        if not any(None in done for done in self.reaches.last.values()):
+            self.starts.clear()
+
     def pass_by(self, visit: Visit) -> None:
         """Keep what following needs of a step that the walk visits."""
         node = visit.step.node
@@ -73,8 +80,10 @@ class Following:
         if kept is None:
             return
         self._values[node] = {source: visit.values[source] for source in kept if source in visit.values}
+        changing = self.reaches.ends.get(node, ())
         self._back[node] = [
-            {place: back for place, back in sources.items() if place[0] in kept} for sources in visit.sources
+            {place: back for place, back in sources.items() if place[0] in changing}
+            for sources in visit.sources
         ]
 
     def leave(self, node: Node) -> None:
@@ -87,16 +96,17 @@ class Following:
                 self._back.pop(done, None)
 
     def knows(self, node: Node) -> bool:
-        """Whether changes of what a unit's step reads can be followed: the walk has come by all that they may change."""
+        """Whether changes of what a unit's step reads can be followed: it makes one tensor, and samples can be told at the ends."""
         reach = self.reaches.of.get(node)
-        if reach is None or not all(member in self._values for member in reach.members()):
+        if reach is None:
             return False
         known = self._known(reach)
         return isinstance(known.get(node), Tensor) and all(
-            self.layouts.know((source, number))
+            self.layouts.know((source, number)) and tensor.dim() > 0
             for end, source in reach.ends
             if end is not None
-            for number, _ in enumerate(tensors_in(known[source]))
+            for number, tensor in enumerate(tensors_in(known[source]))
+            if self._back_to(end, (source, number))
         )
 
     def follow(self, step: VisitedStep, changes: dict[Node, Tensor]) -> Iterator[Followed]:

@@ -209,6 +209,7 @@ class _Probing:
         self._flow = Dataflow.of(setup.program.model)
         self._entries = Entries.of(setup.table, wanted)
         self._uses = Uses.of(self._flow, self._entries.units)
+        self._used_once = self._uses.once()
         self._reaches = self._find_reaches()
         self._plan = Plan(
             program=setup.program,
@@ -239,7 +240,8 @@ class _Probing:
     def _find_reaches(self) -> Reaches:
         if self._options.follow_bits < 1:
             return Reaches.none()
-        return Reaches.find(self._setup.program, self._flow, self._uses.active, self._uses.at)
+        everything = Uses.of(self._flow, self._setup.table.units)
+        return Reaches.find(self._setup.program, self._flow, everything, self._uses.at)
 
     def group(self, probes: range) -> Iterator[ProbeValues]:
         """Probes that share their forward passes."""
@@ -269,32 +271,29 @@ class _Probing:
         totals.counted[feed.samples] = True if mask is None else (mask != 0).any(-1).cpu()
         if self._start is None:
             return
-        starts = [self._cotangent(index, output, mask, feed) for index in probes]
         samples, passed = len(probes) * feed.kept, 1.0 / (1.0 + _PASSES_PER_WALK * len(probes))
         walks, shares = 1.0 - passed, _shares(self._uses, self._entries.units, feed.kept)
         following = Following(
             reaches=self._reaches,
             output=self._start[0],
             outputs=output,
-            starts=starts,
+            starts=[self._cotangent(index, output, mask, feed) for index in probes],
             layouts=self._layouts,
             constant=self._setup.program.constant_value,
         )
-
         walk = _Walk(feed=feed, mask=mask, following=following, totals=totals)
 
         def visited(visit: Visit) -> None:
             nonlocal passed
             node = visit.step.node
             following.pass_by(visit)
-            if node in shares:
+            if node in shares and any(visit.outputs):
                 self._visit(visit, walk)
                 following.leave(node)
                 passed = min(passed + walks * shares[node], 1.0)
                 self._tell(self._done + samples * passed)
 
-        place = self._start
-        tape.backward(({place: start} for start in starts), visited)
+        tape.backward(following.begin(), visited)
 
     def _cotangent(self, number: int, output: Tensor, mask: Tensor | None, feed: Feed) -> Tensor:
         """Where a walk starts; 0 for fillers."""
@@ -319,7 +318,8 @@ class _Probing:
                 of = {operand: changes.of[operand] for operand in use.operands}
                 count = sum(self._follows(candidate, node, walk) for candidate in candidates)
                 if count:
-                    self._follow(step, {n: change[:count] for n, change in of.items()}, rows[:count], walk)
+                    first = {n: change[:count] for n, change in of.items()}
+                    self._follow(step, first, rows[:count], walk, alone=use.unit in self._used_once)
                 if count < len(rows):
                     found = contract(step, {n: change[count:] for n, change in of.items()})
                     walk.totals.weights[:, rows[count:], feed.samples] += found[:, :, : feed.kept].cpu()
@@ -332,16 +332,25 @@ class _Probing:
             candidate.bits <= self._options.follow_bits or self._reaches.of[node].whole
         )
 
-    def _follow(self, step: VisitedStep, changes: dict[Node, Tensor], rows: Tensor, walk: _Walk) -> None:
-        """Follow changes of a unit's constants, one for each row, from one of its uses."""
-        feed, following = walk.feed, walk.following
+    def _follow(
+        self, step: VisitedStep, changes: dict[Node, Tensor], rows: Tensor, walk: _Walk, *, alone: bool
+    ) -> None:
+        """Follow changes of a unit's constants, one for each row, from one of its uses; ``alone``: from the only one."""
+        feed, following, totals = walk.feed, walk.following, walk.totals
         before = following.outputs[: feed.kept]
-        for row, found in zip(rows.tolist(), following.follow(step, changes), strict=True):
-            values = found.values[:, : feed.kept].cpu()
-            walk.totals.weights[:, row, feed.samples] += values
-            if found.outputs is not None:
-                costs = costs_of(self._setup.reference, before, found.outputs[: feed.kept], walk.mask)
-                walk.totals.know(row, values, costs)
+        for index, found in enumerate(following.follow(step, changes)):
+            row, values = int(rows[index]), found.values[:, : feed.kept].cpu()
+            if not bool(values.isfinite().all()):  # a function was left behind where it is defined
+                one = {node: change[index : index + 1] for node, change in changes.items()}
+                values = contract(step, one)[:, 0, : feed.kept].cpu()
+            totals.weights[:, row, feed.samples] += values
+            if found.outputs is None:
+                continue
+            costs = costs_of(self._setup.reference, before, found.outputs[: feed.kept], walk.mask)
+            if alone:
+                totals.know(row, feed.samples, costs)
+            else:
+                totals.know_part(row, values, costs)
 
     def _visit_inputs(self, unit: Unit, step: VisitedStep, walk: _Walk) -> None:
         """Products of a unit's input changes with what comes back to its inputs through this use."""

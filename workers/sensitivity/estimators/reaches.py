@@ -16,11 +16,15 @@ from torch.fx import Node
 
 from workers.graph.dataflow import Dataflow, operator_name
 from workers.graph.program import Program, Step
+from workers.sensitivity.estimators.uses import Uses
 
 _SUMS = frozenset(("add", "sub", "cat", "stack"))
 """Linear in all operands together."""
-_PRODUCTS = frozenset(("matmul", "mm", "bmm", "einsum", "baddbmm", "addmm", "linear", "bilinear"))
+_PRODUCTS = frozenset(
+    ("matmul", "mm", "bmm", "mv", "einsum", "tensordot", "baddbmm", "addmm", "linear", "bilinear")
+)
 """Linear in each operand by itself, and not cheap with weights, like convolutions."""
+_LINEAR_IN_FIRST = frozenset(("div", "masked_fill", "gather", "index"))
 _MOVES = frozenset(
     (
         *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand"),
@@ -28,7 +32,7 @@ _MOVES = frozenset(
         *("split_with_sizes", "unbind", "getitem", "repeat", "repeat_interleave", "roll", "flip", "neg"),
         *("pixel_shuffle", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as"),
         *("dropout", "pad", "constant_pad_nd", "mean", "sum", "cumsum", "avg_pool1d", "avg_pool2d"),
-        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "batch_norm"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "batch_norm", "sym_size"),
         *("upsample_nearest2d", "upsample_bilinear2d"),
     )
 )
@@ -77,60 +81,70 @@ class Reaches:
     Args:
         of: Unit's step -> its reach; none where all that lies in it is linear.
         kept: Step of a reach, or at the end of one -> values it reads that following needs.
+        ends: Step at the end of one -> those that change.
         last: Unit's step -> steps of ``kept`` that no unit's step before it needs: a walk back is done with them there;
             ``None``: with where it started from.
     """
 
     of: Mapping[Node, Reach]
     kept: Mapping[Node, frozenset[Node]]
+    ends: Mapping[Node, frozenset[Node]]
     last: Mapping[Node, frozenset[Node | None]]
 
     @classmethod
-    def find(
-        cls, program: Program, flow: Dataflow, active: Collection[Node], weighted: Collection[Node]
-    ) -> Self:
+    def find(cls, program: Program, flow: Dataflow, uses: Uses, wanted: Collection[Node]) -> Self:
         """Find how far changes can be followed: up to the next weights, or to where they join what others have summed up.
 
         Args:
             program: The model.
             flow: Its graph.
-            active: Steps whose values depend on a unit.
-            weighted: Steps that read a unit.
+            uses: Of all units, wanted or not: what a change may do depends on the model alone.
+            wanted: Steps that read a unit whose changes are followed.
         """
-        tail = _tail(flow)
-        joins = {node for node in flow.live if operator_name(node) in _SUMS} - tail
+        bounds = _Bounds(
+            active=uses.active,
+            weighted=uses.at,
+            sums={node for node in flow.live if operator_name(node) in _SUMS} - _tail(flow),
+            needed=_ancestors(flow.outputs[0]),
+        )
         found: dict[Node, Reach] = {}
         kept: dict[Node, set[Node]] = defaultdict(set)
+        ends: dict[Node, set[Node]] = defaultdict(set)
         last: dict[Node, set[Node | None]] = defaultdict(set)
         seen: set[Node | None] = set()
         for node in flow.live:
-            reach = _find(program, flow, node, _Bounds(active, weighted, joins)) if node in weighted else None
+            reach = _find(program, flow, node, bounds) if node in wanted else None
             if reach is None:
                 continue
             found[node] = reach
             members = {*reach.members(), *(end for end, _ in reach.ends)}
             last[node].update(members - seen)
             seen |= members
+            for end, source in reach.ends:
+                if end is not None:
+                    ends[end].add(source)
             for member in reach.members():
                 kept[member].update(source for step, source in reach.reads() if step is member)
         return cls(
             of=found,
             kept={node: frozenset(values) for node, values in kept.items()},
+            ends={node: frozenset(sources) for node, sources in ends.items()},
             last={node: frozenset(members) for node, members in last.items()},
         )
 
     @classmethod
     def none(cls) -> Self:
         """Nothing is followed."""
-        return cls(of={}, kept={}, last={})
+        return cls(of={}, kept={}, ends={}, last={})
 
 
 class _Bounds(NamedTuple):
-    """Where following ends: in front of weights, and of sums with what other units have made."""
+    """Where following ends: in front of weights, and of sums with what other units have made; what is needed at all."""
 
     active: Collection[Node]
     weighted: Collection[Node]
     sums: Collection[Node]
+    needed: Collection[Node]
 
     def hold(self, node: Node, changed: Collection[Node]) -> bool:
         """Whether a step ends it: a stream that others write to goes on to the model's end."""
@@ -140,11 +154,23 @@ class _Bounds(NamedTuple):
         )
 
 
+def _ancestors(output: Any) -> set[Node]:
+    """The steps that the first output depends on, itself included."""
+    found = {output} if isinstance(output, Node) else set()
+    pending = list(found)
+    while pending:
+        new = set(pending.pop().all_input_nodes) - found
+        found |= new
+        pending += new
+    return found
+
+
 def _tail(flow: Dataflow) -> set[Node]:
     """The output, and what is only laid side by side there: several outputs that are compared at once."""
     found = {node for node in flow.outputs[:1] if isinstance(node, Node)}
     for node in reversed(flow.live):
-        if operator_name(node) in _MOVES | {"cat", "stack"} and node.users and found.issuperset(node.users):
+        readers = [reader for reader in node.users if reader in flow.position]
+        if operator_name(node) in _MOVES | {"cat", "stack"} and readers and found.issuperset(readers):
             found.add(node)
     return found
 
@@ -158,7 +184,7 @@ def _find(program: Program, flow: Dataflow, own: Node, bounds: _Bounds) -> Reach
     while coming:
         step = program.steps[heappop(coming)]
         node = step.node
-        if node in changed or any(node is end for end, _ in ends):
+        if node in changed or node not in bounds.needed or any(node is end for end, _ in ends):
             continue
         sources = [source for source in node.all_input_nodes if source in changed]
         if bounds.hold(node, changed) or _is_layer(flow, node, sources):
@@ -191,14 +217,16 @@ def _is_layer(flow: Dataflow, node: Node, changed: list[Node]) -> bool:
 
 
 def _is_linear(node: Node, changed: list[Node]) -> bool:
-    name = operator_name(node)
+    name, first = operator_name(node), node.args[0]
     if name in _SUMS or name in _MOVES:
         return True
     if _occurrences(node, changed) > 1:
         return False
     if name == "scaled_dot_product_attention":  # in its values
         return node.args[2] is changed[0]
-    return name == "mul" or (name == "div" and node.args[0] is changed[0])
+    if name == "where":
+        return first is not changed[0]
+    return name == "mul" or name in _PRODUCTS or (name in _LINEAR_IN_FIRST and first is changed[0])
 
 
 def _occurrences(node: Node, changed: list[Node]) -> int:

@@ -1,6 +1,7 @@
 """Estimates as a worker is asked for them: by files and names."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -161,6 +162,7 @@ def _masks(setup: Setup) -> PositionMasks | None:
     if setup.batches.mask is None:
         return None
 
+    @lru_cache(maxsize=1)  # a batch may be fed in parts
     def mask(batch: int) -> Tensor | None:
         output = setup.reference.outputs[batch]
         if output is None:

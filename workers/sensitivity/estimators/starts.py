@@ -78,12 +78,12 @@ def costs_of(
         reference: As for `gradient_of`, like what follows.
         before: Outputs of the float model.
         output: Outputs of a quantized model.
-        mask: Which positions count.
+        mask: ``[n, positions]``, as for `start_of`.
     """
     if isinstance(reference, Reference):
-        counted = None if mask is None else (mask != 0).reshape(output.shape[:-1])
+        counted = None if mask is None else mask != 0
         found = sample_costs(reference.metric, before, output, None, reference.variance, counted=counted)
-        return found if counted is None else found.where(counted.flatten(1).any(1).cpu(), 0.0)
+        return found if counted is None else found.where(counted.any(1).cpu(), 0.0)
     found = torch.zeros(len(output), dtype=torch.float64)
     split = reference.packing.split
     for part, floats, values, counted, weight in zip(

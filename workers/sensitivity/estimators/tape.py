@@ -155,7 +155,7 @@ class Tape:
 
         Args:
             cotangents: Per walk the cotangents it starts from; not kept for longer than they are needed.
-            visit: Called for each step of the plan's that has any, with gradients off.
+            visit: Called for each wanted step that has any, and for all kept ones, with gradients off.
 
         Raises:
             MeasurementFailed: An operator has no derivative.
@@ -170,6 +170,8 @@ class Tape:
                     for waiting in pending
                 ]
                 if not any(own):
+                    if node in self._plan.kept:
+                        visit(record.visit(own, [{} for _ in own]))
                     continue
                 back = [_products(record, each) for each in own]
                 for waiting, found in zip(pending, record.through_quantizers(back), strict=True):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 _LEAST_LEFT = 1 / 16
-"""What is left of the estimate of a unit with several uses, if one costs less by itself than was estimated."""
+"""What is left of an estimate at least, where one of a unit's uses costs less by itself than was estimated."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,7 +27,7 @@ class ProbeValues:
 
 
 class Totals:
-    """Sums over uses, for a group of probes.
+    """Sums over uses, for probes that share their forward passes.
 
     Args:
         probes: How many.
@@ -41,9 +41,20 @@ class Totals:
         self.activations: dict[str, list[Tensor]] = {}
         self.counted = torch.zeros(samples, dtype=torch.bool)
         self._surplus = torch.zeros(probes, entries, dtype=torch.float64)
+        self._costs = torch.full((entries, samples), torch.nan, dtype=torch.float64)
 
-    def know(self, entry: int, estimated: Tensor, costs: Tensor) -> None:
-        """What one use of a unit costs by itself.
+    def know(self, entry: int, samples: slice, costs: Tensor) -> None:
+        """What a unit's only use costs some samples.
+
+        Args:
+            entry: Number of the entry.
+            samples: Which samples.
+            costs: Of each of them.
+        """
+        self._costs[entry, samples] = costs
+
+    def know_part(self, entry: int, estimated: Tensor, costs: Tensor) -> None:
+        """What one of a unit's uses costs by itself.
 
         Args:
             entry: Number of the entry.
@@ -60,10 +71,18 @@ class Totals:
         rows[candidate][:, samples] += values.cpu()
 
     def each(self) -> Iterator[ProbeValues]:
-        """One probe's values after the other."""
-        squares = self.weights.square().sum(-1)
-        share = torch.where(squares > 0, 1.0 + self._surplus / squares, 1.0)
+        """One probe's values after the other.
+
+        Where costs are known the squares' mean over the probes is each sample's cost, and their scatter says nothing; where
+        a part is, the squares' sum over the samples is as much more as that costs more than was estimated.
+        """
+        squares = self.weights.square()
+        sums = squares.sum(-1)
+        share = torch.where(sums > 0, 1.0 + self._surplus / sums, 1.0)
         weights = self.weights * share.clamp_min(_LEAST_LEFT).sqrt()[..., None]
+        mean = squares.mean(0)
+        exact = torch.where(mean > 0, self.weights * (self._costs / mean).sqrt(), self._costs.sqrt())
+        weights = torch.where(self._costs.isnan(), weights, exact)
         for index in range(self._probes):
             yield ProbeValues(
                 weights=weights[index],

@@ -1,6 +1,6 @@
 """Where the graph reads each unit, and which values depend on one."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -70,6 +70,11 @@ class Uses:
             operands=tuple(read),
             active=frozenset({*at, *depends_on(flow.live, at)}),
         )
+
+    def once(self) -> frozenset[int]:
+        """The units that one step alone reads."""
+        count = Counter(use.unit for uses in self.at.values() for use in uses)
+        return frozenset(unit for unit, steps in count.items() if steps == 1)
 
     def done_at(self) -> dict[Node, tuple[int, ...]]:
         """Step -> the units that it is the first to read: a walk back is done with them there."""

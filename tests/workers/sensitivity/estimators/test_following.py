@@ -1,6 +1,7 @@
 """Followed changes against models taken apart by hand: what lies up to the next weights run as it is, the rest by `torch.func`."""
 
 import importlib.util
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +12,18 @@ from torch.nn import functional
 
 from workers.contracts import Metric
 from workers.graph.dataflow import Dataflow
+from workers.mixtures import WeightedOutput
 from workers.sensitivity.estimators.changes import round_to_nearest
 from workers.sensitivity.estimators.cotangents import random_signs
 from workers.sensitivity.estimators.following import Following
 from workers.sensitivity.estimators.probe import ProbeOptions, probe
 from workers.sensitivity.estimators.reaches import Reaches
+from workers.sensitivity.estimators.starts import costs_of
+from workers.sensitivity.estimators.summary import summarize
+from workers.sensitivity.estimators.totals import Totals
 from workers.sensitivity.estimators.uses import Uses
 from workers.sensitivity.exact import exact_costs
+from workers.sensitivity.mixture import MixedReference, Packing
 from workers.sensitivity.prefixes import Prefixes
 
 
@@ -114,7 +120,7 @@ def build(kind, *shape):
 def reaches_of(case):
     flow = Dataflow.of(case.setup.program.model)
     uses = Uses.of(flow, case.units)
-    found = Reaches.find(case.setup.program, flow, uses.active, uses.at)
+    found = Reaches.find(case.setup.program, flow, uses, uses.at)
     names = {use.unit: node for node, of_step in uses.at.items() for use in of_step}
     return {case.units[number].info.name: found.of.get(node) for number, node in names.items()}
 
@@ -209,18 +215,54 @@ def test_convolutions_are_followed_through_norms_and_clipping(make_setup, fixed)
             assert float(values.weights[row, sample]) == pytest.approx(expected, rel=1e-8, abs=1e-12)
 
 
+class WithProbabilities(nn.Module):
+    """Logits, and what is made of them beside: nothing that is compared."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        logits = self.head(torch.tanh(self.inner(x)))
+        return logits, logits.softmax(-1)
+
+
+class HiddenFirst(nn.Module):
+    """What is compared is read by further weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.inner(x))
+        return hidden, self.head(hidden)
+
+
+LAST = {
+    "tokens": (models.build("tokens"), "2.weight"),
+    "convolutions": (models.build("convolutions"), None),
+    "saturated": (build(Saturated, 4), "head.weight"),
+    "with-probabilities": (build(WithProbabilities, 4), "head.weight"),
+    "hidden-first": (build(HiddenFirst, 4), "inner.weight"),
+}
+
+
 @pytest.mark.parametrize("metric", [Metric.KL, Metric.MSE])
-@pytest.mark.parametrize("kind", ["tokens", "saturated", "convolutions"])
-def test_last_weights_cost_what_they_cost(make_setup, kind, metric):
-    """Each probe tells the exact cost, whatever its signs; so does its scatter."""
-    module, inputs = build(Saturated, 4) if kind == "saturated" else models.build(kind)
-    case = make_setup(module, inputs, metric=metric)
-    last = [unit.info.name for unit in case.units][-1]
+@pytest.mark.parametrize("fixed", [None, 2])
+@pytest.mark.parametrize("kind", LAST)
+def test_last_weights_cost_what_they_cost(make_setup, kind, fixed, metric):
+    """Sample by sample, whatever the signs."""
+    (module, inputs), last = LAST[kind]
+    case = make_setup(module, inputs, metric=metric, fixed=fixed)
+    last = last or case.units[-1].info.name
     wanted = [entry for entry in case.wanted if entry[0] == last]
     prefixes = Prefixes(case.setup.program, case.setup.batches, memory_bytes=1 << 24)
-    exact = torch.stack([found.costs for found in exact_costs(case.setup, wanted, prefixes)]).mean(1)
-    for values in probe(case.setup, wanted, ProbeOptions(probes=3, together=2)):
-        torch.testing.assert_close(values.weights.square().mean(1), exact, rtol=1e-9, atol=1e-15)
+    exact = torch.stack([found.costs for found in exact_costs(case.setup, wanted, prefixes)])
+    assert float(exact.min()) > 0
+    for probes in (1, 3):
+        found = [values.weights for values in probe(case.setup, wanted, ProbeOptions(probes=probes))]
+        torch.testing.assert_close(torch.stack(found).square().mean(0), exact, rtol=1e-9, atol=1e-15)
 
 
 def test_of_tied_weights_the_outputs_part_is_exact(make_setup):
@@ -335,6 +377,180 @@ def test_a_sum_with_an_input_is_followed(make_setup):
     found = reaches_of(make_setup(*build(Shifted, 4)))
     steps = [str(step.node.target) for step in found["inner.weight"].steps]
     assert steps == ["aten.add.Tensor", "aten.tanh.default"]
+
+
+class Branching(nn.Module):
+    """A choice by sign, the largest of all samples, and a function that is not defined everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        z = self.first(x)
+        y = self.second(torch.where(z > 0, z, 0.1 * z))
+        largest = y.max()
+        return self.head(torch.exp(y - largest) + largest)
+
+
+def test_what_samples_share_is_left_to_the_linear_form(make_setup):
+    case = make_setup(*build(Branching, 4), fixed=1)
+    (values,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
+    assert bool(values.weights.isfinite().all())
+
+
+class Chosen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def between(self, x):
+        z = self.first(x)
+        return torch.where(z > 0, z, 0.1 * z)
+
+    def forward(self, x):
+        return self.head(self.between(x))
+
+
+def test_choices_are_made_again(make_setup):
+    """Nothing comes back to the step that compares."""
+    module, inputs = build(Chosen, 4)
+    case = make_setup(module, inputs)
+    (values,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
+    for row, (name, candidate) in enumerate(case.wanted):
+        if name != "first.weight" or candidate.bits > 3:
+            continue
+        for sample in range(5):
+            x = inputs[0][sample : sample + 1]
+            before = module.between(x).detach()
+            after = call(module, "between", under(module, case, name, candidate), x).detach()
+            expected = value_of(sample, module.head, (before,), (after,))
+            assert float(values.weights[row, sample]) == pytest.approx(expected, rel=1e-8, abs=1e-12)
+
+
+class Logarithm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+        with torch.no_grad():
+            self.inner.weight.copy_(torch.full((4, 4), 0.02) + torch.eye(4))
+
+    def forward(self, x):
+        return self.head(torch.log(self.inner(x.abs() + 0.01)))
+
+
+def test_where_a_function_is_not_defined_any_more_the_linear_form_is_taken(make_setup):
+    module, inputs = build(Logarithm, 4)
+    case = make_setup(module, inputs)
+
+    def negative(_unit, weight, candidate):
+        return weight * (-1.0 if candidate.bits == 2 else 1.01)
+
+    wanted = [entry for entry in case.wanted if entry[0] == "inner.weight"]
+    (values,) = probe(case.setup, wanted, ProbeOptions(probes=1, quantize=negative))
+    (linear,) = probe(case.setup, wanted, ProbeOptions(probes=1, quantize=negative, follow_bits=0))
+    torch.testing.assert_close(values.weights[0], linear.weights[0], rtol=1e-9, atol=0.0)
+    assert not torch.allclose(values.weights[1], linear.weights[1], rtol=1e-6)
+
+
+SMALL = {**models.CASES, "block": (Block, (4, 6)), "clipped": (Clipped, (2, 7, 7))}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_changes_are_followed_to_what_is_linear(make_setup, monkeypatch, name):
+    """Every path once, whatever the model."""
+    monkeypatch.setattr("workers.sensitivity.estimators.totals.Totals.know", lambda *_: None)
+    monkeypatch.setattr("workers.sensitivity.estimators.totals.Totals.know_part", lambda *_: None)
+    made = models.build(name) if name in models.CASES else build(SMALL[name][0], *SMALL[name][1])
+    case = make_setup(*made)
+
+    def nearly(_unit, weight, candidate):
+        draw = torch.randn(weight.shape, generator=torch.Generator().manual_seed(candidate.bits))
+        return weight + 1e-6 * draw.to(weight)
+
+    options = ProbeOptions(probes=2, quantize=nearly)
+    found = [values.weights for values in probe(case.setup, case.wanted, options)]
+    linear = probe(case.setup, case.wanted, replace(options, follow_bits=0))
+    for values, expected in zip(found, [each.weights for each in linear], strict=True):
+        torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_what_a_change_does_depends_on_the_model_alone(make_setup):
+    """Not on which other units are asked for."""
+    case = make_setup(*build(Block, 4, 6))
+    (together,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
+    for name in {name for name, _ in case.wanted}:
+        rows = [row for row, entry in enumerate(case.wanted) if entry[0] == name]
+        (alone,) = probe(case.setup, [case.wanted[row] for row in rows], ProbeOptions(probes=1))
+        torch.testing.assert_close(alone.weights, together.weights[rows], rtol=1e-9, atol=1e-14)
+
+
+def test_products_in_bfloat16_are_followed_too(make_setup):
+    module, inputs = build(Block, 4, 6)
+    module, inputs = module.float(), (inputs[0].float().repeat(8, 1, 1),)
+    case = make_setup(module, inputs, batch_size=40)
+    plain = summarize(probe(case.setup, case.wanted)).weights.mean
+    half = summarize(probe(case.setup, case.wanted, ProbeOptions(dtype=torch.bfloat16))).weights.mean
+    few = torch.tensor([candidate.bits <= 3 for _, candidate in case.wanted])
+    assert float((half / plain - 1).abs()[few].max()) < 0.1
+
+
+def test_masks_go_with_the_parts_of_a_batch(make_setup, monkeypatch):
+    case = make_setup(*models.build("tied"), batch_size=5)
+    counted = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]])
+    options = ProbeOptions(probes=1, position_masks=lambda _: counted)
+    (whole,) = probe(case.setup, case.wanted, options)
+    monkeypatch.setattr("workers.sensitivity.estimators.feeds._MOST_BYTES", 0)
+    (parts,) = probe(case.setup, case.wanted, options)
+    torch.testing.assert_close(parts.weights, whole.weights, rtol=1e-9, atol=1e-14)
+    assert parts.counted.tolist() == whole.counted.tolist()
+
+
+def test_costs_of_outputs_with_and_without_positions(make_setup):
+    """Alone, and as two outputs laid side by side."""
+    classes, tokens = make_setup(*models.build("linear")), make_setup(*models.build("tokens"))
+    draw = torch.Generator().manual_seed(3)
+    outputs = [torch.randn(5, *shape, generator=draw, dtype=torch.double) for shape in ((3,), (7, 3))]
+    after = [output + 0.1 for output in outputs]
+    for one in after:
+        one[..., 0] += 0.5
+    masks = [torch.tensor([[1], [0], [1], [1], [1]]), torch.ones(5, 7)]
+    masks[1][1] = 0
+    masks[1][0, 2:] = 0
+    expected = []
+    for output, changed, mask in zip(outputs, after, masks, strict=True):
+        rows = functional.kl_div(
+            changed.log_softmax(-1), output.log_softmax(-1), log_target=True, reduction="none"
+        ).sum(-1)
+        rows = rows.reshape(5, -1)
+        expected.append((rows * mask).sum(1) / mask.sum(1).clamp_min(1))
+    parts = (classes.setup.reference, tokens.setup.reference)
+    for part, output, changed, mask, costs in zip(parts, outputs, after, masks, expected, strict=True):
+        torch.testing.assert_close(costs_of(part, output, changed, mask), costs, rtol=1e-6, atol=1e-12)
+    weighted = (
+        WeightedOutput(name="0", weight=1.0, metric=Metric.KL),
+        WeightedOutput(name="1", weight=0.25, metric=Metric.KL),
+    )
+    packing = Packing(outputs=weighted, shapes=((3,), (7, 3)))
+    mixed = MixedReference(metric=Metric.KL, packing=packing, parts=parts, outputs=())
+    before, changed = (torch.cat([one.reshape(5, -1) for one in pair], 1) for pair in (outputs, after))
+    found = costs_of(mixed, before, changed, torch.cat(masks, 1))
+    torch.testing.assert_close(found, expected[0] + 0.25 * expected[1], rtol=1e-6, atol=1e-12)
+
+
+def test_an_estimate_is_not_taken_away_by_what_one_use_costs_less():
+    totals = Totals(1, 2, 4)
+    totals.weights += 2.0
+    totals.know_part(0, torch.full((1, 4), 2.0), torch.full((4,), 3.0))  # 12 instead of 16
+    totals.know_part(1, torch.full((1, 4), 3.0), torch.zeros(4))  # 36 less than 16 altogether
+    (values,) = totals.each()
+    assert values.weights.square().sum(1).tolist() == pytest.approx([12.0, 1.0])
+
+
+def test_a_known_cost_that_no_probe_sees_is_not_lost():
+    totals = Totals(2, 1, 2)
+    totals.know(0, slice(0, 2), torch.tensor([0.25, 4.0]))
+    assert torch.stack([values.weights for values in totals.each()]).tolist() == [[[0.5, 2.0]]] * 2
 
 
 def test_what_the_walk_has_left_behind_is_dropped(make_setup, monkeypatch):
