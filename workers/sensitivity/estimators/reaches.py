@@ -224,9 +224,7 @@ def _is_linear(node: Node, changed: list[Node]) -> bool:
         return False
     if name == "scaled_dot_product_attention":  # in its values
         return node.args[2] is changed[0]
-    if name == "where":
-        return first is not changed[0]
-    return name == "mul" or name in _PRODUCTS or (name in _LINEAR_IN_FIRST and first is changed[0])
+    return name in ("mul", "where") or name in _PRODUCTS or (name in _LINEAR_IN_FIRST and first is changed[0])
 
 
 def _occurrences(node: Node, changed: list[Node]) -> int:

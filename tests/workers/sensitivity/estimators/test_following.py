@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from workers.contracts import Metric
 from workers.graph.dataflow import Dataflow
+from workers.graph.outputs import pack_outputs
+from workers.graph.program import Program
+from workers.graph.units import find_units
 from workers.mixtures import WeightedOutput
 from workers.sensitivity.estimators.changes import round_to_nearest
 from workers.sensitivity.estimators.cotangents import random_signs
@@ -362,6 +365,67 @@ def test_following_ends_in_front_of_weights_that_are_no_unit(make_setup):
     assert [str(end.target) for end, _ in found["inner.weight"].ends] == ["aten.matmul.default"]
 
 
+class Squared(nn.Module):
+    """A product of a change with itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.inner(x)
+        return self.head(y * y)
+
+
+class FrozenFilter(nn.Module):
+    """A convolution with a buffer between two units."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Conv1d(2, 3, 1), nn.Linear(3, 3)
+        self.register_buffer("fixed", torch.randn(3, 3, 2, dtype=torch.double))
+
+    def forward(self, x):
+        y = functional.conv1d(torch.tanh(self.inner(x)), self.fixed)
+        return self.head(y.mean(-1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "steps", "end"),
+    [
+        (Squared, (4,), ["aten.mul.Tensor"], "aten.linear.default"),
+        (FrozenFilter, (2, 6), ["aten.tanh.default"], "aten.conv1d.default"),
+    ],
+)
+def test_what_is_not_linear_is_told_by_operands(make_setup, kind, shape, steps, end):
+    found = reaches_of(make_setup(*build(kind, *shape)))["inner.weight"]
+    assert [str(step.node.target) for step in found.steps] == steps
+    assert [str(step.target) for step, _ in found.ends] == [end]
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x))
+        return self.first(h), self.second(h)
+
+
+def test_outputs_laid_side_by_side_are_known_whole(make_setup):
+    case = make_setup(*build(TwoHeads, 4))
+    packed = pack_outputs(case.setup.program.model, ["0", "1"])
+    program, flow, units = Program(packed), Dataflow.of(packed), find_units(packed).units
+    uses = Uses.of(flow, units)
+    found = Reaches.find(program, flow, uses, uses.at)
+    whole = {node for node, reach in found.of.items() if reach.whole}
+    assert {units[use.unit].info.name for node in whole for use in uses.at[node]} == {
+        "first.weight",
+        "second.weight",
+    }
+
+
 class Shifted(nn.Module):
     """What the model is fed is added to what a unit makes of it; no other unit has made it."""
 
@@ -379,22 +443,21 @@ def test_a_sum_with_an_input_is_followed(make_setup):
     assert steps == ["aten.add.Tensor", "aten.tanh.default"]
 
 
-class Branching(nn.Module):
-    """A choice by sign, the largest of all samples, and a function that is not defined everywhere."""
+class Shared(nn.Module):
+    """A number for the whole batch that others add to."""
 
     def __init__(self):
         super().__init__()
         self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
 
     def forward(self, x):
-        z = self.first(x)
-        y = self.second(torch.where(z > 0, z, 0.1 * z))
+        y = self.first(x)
         largest = y.max()
-        return self.head(torch.exp(y - largest) + largest)
+        return self.head(self.second(torch.exp(y - largest)) + largest)
 
 
 def test_what_samples_share_is_left_to_the_linear_form(make_setup):
-    case = make_setup(*build(Branching, 4), fixed=1)
+    case = make_setup(*build(Shared, 4), fixed=1)
     (values,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
     assert bool(values.weights.isfinite().all())
 
