@@ -51,7 +51,7 @@ class Dataflow:
         placeholders = {str(node.target): node for node in model.graph.nodes if node.op == "placeholder"}
         inputs = tuple(placeholders[info.name] for info in model.inputs)
         output = next(node for node in model.graph.nodes if node.op == "output")
-        needed = _ancestors(output)
+        needed = ancestors(output)
         depends = set(inputs)
         constants: list[Node] = []
         live: list[Node] = []
@@ -87,7 +87,7 @@ class Dataflow:
         return self.model.qualified_names[str(node.target)]
 
 
-def _ancestors(output: Node) -> set[Node]:
+def ancestors(output: Node) -> set[Node]:
     """Everything a node's value needs, itself included."""
     found = {output}
     pending = [output]

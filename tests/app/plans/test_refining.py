@@ -17,6 +17,14 @@ from app.plans.refining import around_of, name_of, refinement_of
 from .played import MACS, WEIGHTS, Nature, real, real_costs, refined, run, told, trials
 
 
+def first_step(world, look, job):
+    """The first trial, the refinement it belongs to, and what is known around the plan it starts from."""
+    (first, *_) = trials(look, job)
+    with world.database.read() as session:
+        at = refinement_of(session, job.id, 0)
+        return first, at, around_of(session, at, first.base)
+
+
 def test_steps_are_taken_while_the_measured_cost_falls(world, refining, nature, look):
     job = refining()
     run(world, job)
@@ -90,10 +98,7 @@ def test_what_a_sample_is_judged_by_has_not_seen_it(world, refining, nature, loo
     monkeypatch.setattr(nature, "unit_costs", leaning.unit_costs)
     job = refining(refine_rounds=1)
     run(world, job)
-    (first, *_) = trials(look, job)
-    with world.database.read() as session:
-        at = refinement_of(session, job.id, 0)
-        around = around_of(session, at, first.base)
+    first, at, around = first_step(world, look, job)
     before = real_costs(nature, first.base)
     for way, mean in zip(partitions(40), first.outcome["crossed"], strict=True):
         changes = np.zeros(40)
@@ -135,10 +140,7 @@ def test_steps_are_searched_for_from_the_plan_itself(world, refining, nature, lo
     monkeypatch.setattr(solver.quadratic.Descent, "down", lambda _self, slots, **_: slots)
     job = refining(refine_rounds=1)
     run(world, job)
-    (first, *_) = trials(look, job)
-    with world.database.read() as session:
-        at = refinement_of(session, job.id, 0)
-        around = around_of(session, at, first.base)
+    first, at, around = first_step(world, look, job)
     monkeypatch.setattr("app.plans.planner.solve_quadratic", stay)
     still = replace(around, gradients=np.abs(around.gradients) + 1e6 * (around.gradients != 0))
     assert at.step(first.base, still, np.arange(40), TRUSTS[0]) is None

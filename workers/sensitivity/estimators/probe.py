@@ -60,6 +60,7 @@ tables are large and compute nothing, that is all."""
 FOLLOWED_BITS = 3
 """Finer candidates change so little that following them tells nothing: rank correlations and regrets on EfficientNet-Lite0,
 SmolLM2-135M."""
+
 ActivationChanges = Callable[[Unit, Node, Tensor, Tensor], Iterable[Tensor]]
 """How a unit's input changes under its activation candidates: unit, node, value of the input, and what the unit's step sees of it
 as it is -> a change of that for each."""
@@ -287,8 +288,9 @@ class _Probing:
             nonlocal passed
             node = visit.step.node
             following.pass_by(visit)
-            if node in shares and any(visit.outputs):
-                self._visit(visit, walk)
+            if node in shares:
+                if any(visit.outputs):
+                    self._visit(visit, walk)
                 following.leave(node)
                 passed = min(passed + walks * shares[node], 1.0)
                 self._tell(self._done + samples * passed)
@@ -311,12 +313,13 @@ class _Probing:
             samples=feed.fed,
             precision=self._plan.precision,
         )
+        known = walk.following.knows(node)
         for use in self._uses.at[node]:
             for changes in self._changes.of(use.unit):
                 rows = self._entries.rows[use.unit][changes.candidates]
                 candidates = self._entries.candidates[use.unit][changes.candidates]
                 of = {operand: changes.of[operand] for operand in use.operands}
-                count = sum(self._follows(candidate, node, walk) for candidate in candidates)
+                count = sum(self._follows(candidate, node) for candidate in candidates) if known else 0
                 if count:
                     first = {n: change[:count] for n, change in of.items()}
                     self._follow(step, first, rows[:count], walk, alone=use.unit in self._used_once)
@@ -326,11 +329,9 @@ class _Probing:
             if self._options.activation_changes is not None:
                 self._visit_inputs(self._entries.units[use.unit], step, walk)
 
-    def _follows(self, candidate: Candidate, node: Node, walk: _Walk) -> bool:
+    def _follows(self, candidate: Candidate, node: Node) -> bool:
         """Whether a candidate's change is followed from a unit's step; of all its candidates, those of the fewest bits are."""
-        return walk.following.knows(node) and (
-            candidate.bits <= self._options.follow_bits or self._reaches.of[node].whole
-        )
+        return candidate.bits <= self._options.follow_bits or self._reaches.of[node].whole
 
     def _follow(
         self, step: VisitedStep, changes: dict[Node, Tensor], rows: Tensor, walk: _Walk, *, alone: bool

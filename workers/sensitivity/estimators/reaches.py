@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from torch.fx import Node
 
-from workers.graph.dataflow import Dataflow, operator_name
+from workers.graph.dataflow import Dataflow, ancestors, operator_name
 from workers.graph.program import Program, Step
 from workers.sensitivity.estimators.uses import Uses
 
@@ -101,11 +101,12 @@ class Reaches:
             uses: Of all units, wanted or not: what a change may do depends on the model alone.
             wanted: Steps that read a unit whose changes are followed.
         """
+        output = flow.outputs[0]
         bounds = _Bounds(
             active=uses.active,
             weighted=uses.at,
             sums={node for node in flow.live if operator_name(node) in _SUMS} - _tail(flow),
-            needed=_ancestors(flow.outputs[0]),
+            needed=ancestors(output) if isinstance(output, Node) else set(),
         )
         found: dict[Node, Reach] = {}
         kept: dict[Node, set[Node]] = defaultdict(set)
@@ -152,17 +153,6 @@ class _Bounds(NamedTuple):
             node in self.sums
             and any(source in self.active and source not in changed for source in node.all_input_nodes)
         )
-
-
-def _ancestors(output: Any) -> set[Node]:
-    """The steps that the first output depends on, itself included."""
-    found = {output} if isinstance(output, Node) else set()
-    pending = list(found)
-    while pending:
-        new = set(pending.pop().all_input_nodes) - found
-        found |= new
-        pending += new
-    return found
 
 
 def _tail(flow: Dataflow) -> set[Node]:
@@ -217,7 +207,7 @@ def _is_layer(flow: Dataflow, node: Node, changed: list[Node]) -> bool:
 
 
 def _is_linear(node: Node, changed: list[Node]) -> bool:
-    name, first = operator_name(node), node.args[0]
+    name, first = operator_name(node), next(iter(node.args), None)
     if name in _SUMS or name in _MOVES:
         return True
     if _occurrences(node, changed) > 1:

@@ -1,5 +1,7 @@
 """Where a probe's walk starts: at the output that is compared, or at several of them packed."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -51,20 +53,9 @@ def gradient_of(
     """
     if isinstance(reference, Reference):
         return cost_gradient(reference.metric, before, output, mask=mask, variance=reference.variance)
-    split = reference.packing.split
     found = [
-        cost_gradient(part.metric, floats, values, mask=counted, variance=part.variance).reshape(
-            len(output), -1
-        )
-        * weight
-        for part, floats, values, counted, weight in zip(
-            reference.parts,
-            split(before),
-            split(output),
-            _masks(reference, mask),
-            reference.packing.weights,
-            strict=True,
-        )
+        gradient_of(part, floats, values, counted).reshape(len(output), -1) * weight
+        for part, floats, values, counted, weight in _each_output(reference, before, output, mask)
     ]
     return torch.cat(found, 1)
 
@@ -85,17 +76,24 @@ def costs_of(
         found = sample_costs(reference.metric, before, output, None, reference.variance, counted=counted)
         return found if counted is None else found.where(counted.any(1).cpu(), 0.0)
     found = torch.zeros(len(output), dtype=torch.float64)
-    split = reference.packing.split
-    for part, floats, values, counted, weight in zip(
-        reference.parts,
-        split(before),
-        split(output),
-        _masks(reference, mask),
-        reference.packing.weights,
-        strict=True,
-    ):
+    for part, floats, values, counted, weight in _each_output(reference, before, output, mask):
         found += weight * costs_of(part, floats, values, counted)
     return found
+
+
+def _each_output(
+    reference: MixedReference, before: Tensor, output: Tensor, mask: Tensor | None
+) -> Iterator[tuple[Reference, Tensor, Tensor, Tensor | None, float]]:
+    """Of outputs that are compared together each with its reference, before and after, its mask, and its weight."""
+    packing = reference.packing
+    return zip(
+        reference.parts,
+        packing.split(before),
+        packing.split(output),
+        _masks(reference, mask),
+        packing.weights,
+        strict=True,
+    )
 
 
 def _masks(reference: MixedReference, mask: Tensor | None) -> list[Tensor | None]:

@@ -1,13 +1,12 @@
 """Changes around a plan against derivatives of the quantized model by `torch.func`."""
 
 import copy
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.workers.sensitivity.estimators import models
 from workers.contracts import Candidate, Metric, Scheme
 from workers.errors import RequestRefused
 from workers.graph.program import NO_OVERRIDE
@@ -18,15 +17,6 @@ from workers.sensitivity.estimators.cotangents import random_signs
 from workers.sensitivity.estimators.probe import ProbeOptions
 from workers.sensitivity.exact import quantized
 
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(f"estimators_{name}", Path(__file__).parent / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-models = sibling("models")
 NAMES = ["convolutions", "transposed", "tied", "tokens", "sequence-first"]
 
 

@@ -1,15 +1,14 @@
 """Followed changes against models taken apart by hand: what lies up to the next weights run as it is, the rest by `torch.func`."""
 
-import importlib.util
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.workers.sensitivity.estimators import models
 from workers.contracts import Metric
 from workers.graph.dataflow import Dataflow
 from workers.graph.outputs import pack_outputs
@@ -28,16 +27,6 @@ from workers.sensitivity.estimators.uses import Uses
 from workers.sensitivity.exact import exact_costs
 from workers.sensitivity.mixture import MixedReference, Packing
 from workers.sensitivity.prefixes import Prefixes
-
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(f"estimators_{name}", Path(__file__).parent / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-models = sibling("models")
 
 
 class Block(nn.Module):

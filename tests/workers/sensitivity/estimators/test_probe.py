@@ -1,14 +1,13 @@
 """Probe values against forward-mode derivatives by `torch.func`, and the Fisher matrix written out."""
 
 import gc
-import importlib.util
 import itertools
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.workers.sensitivity.estimators import models
 from workers.contracts import Metric
 from workers.errors import MeasurementFailed, RequestRefused
 from workers.sensitivity.estimators.changes import round_to_nearest
@@ -18,16 +17,6 @@ from workers.sensitivity.estimators.summary import summarize
 from workers.sensitivity.estimators.tape import Tape
 from workers.sensitivity.exact import exact_costs
 from workers.sensitivity.prefixes import Prefixes
-
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(f"estimators_{name}", Path(__file__).parent / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-models = sibling("models")
 
 
 def jacobian(module, inputs, sample, name):

@@ -1,13 +1,11 @@
 """The named scores, against per-sample gradients by `torch.func`, Hessians written out, and NumPy."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.workers.sensitivity.estimators import models
 from workers.contracts import Estimator, Metric
 from workers.errors import RequestRefused
 from workers.sensitivity.estimators.changes import round_to_nearest
@@ -17,16 +15,6 @@ from workers.sensitivity.estimators.fisher import diagonal_fisher, fit
 from workers.sensitivity.estimators.hessian_trace import hessian_trace
 from workers.sensitivity.estimators.probe import ProbeOptions
 from workers.sensitivity.estimators.scores import scores
-
-
-def sibling(name):
-    spec = importlib.util.spec_from_file_location(f"estimators_{name}", Path(__file__).parent / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-models = sibling("models")
 
 
 def weight_and_changes(case, unit):
