@@ -1,5 +1,6 @@
 """Followed changes against models taken apart by hand: what lies up to the next weights run as it is, the rest by `torch.func`."""
 
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,10 @@ from torch.nn import functional
 
 from tests.workers.sensitivity.estimators import models
 from tests.workers.sensitivity.estimators.layers import Block, Clipped, build, call, under, value_of
+from workers.graph.residency import tensors_in
+from workers.sensitivity.estimators.contraction import InnerProducts
 from workers.sensitivity.estimators.following import Following
+from workers.sensitivity.estimators.precision import Precision
 from workers.sensitivity.estimators.probe import ProbeOptions, probe
 from workers.sensitivity.estimators.summary import summarize
 
@@ -135,7 +139,25 @@ def test_where_a_function_is_not_defined_any_more_the_linear_form_is_taken(make_
     assert not torch.allclose(values.weights[1], linear.weights[1], rtol=1e-6)
 
 
-SMALL = {**models.CASES, "block": (Block, (4, 6)), "clipped": (Clipped, (2, 7, 7))}
+class Twofold(nn.Module):
+    """What one step reads at the end of a reach, another inside it reads later."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(6, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        y = torch.tanh(self.inner(x))
+        return self.head(self.first(y) * self.second(torch.exp(y)))
+
+
+SMALL = {
+    **models.CASES,
+    "block": (Block, (4, 6)),
+    "clipped": (Clipped, (2, 7, 7)),
+    "twofold": (Twofold, (4,)),
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -186,6 +208,38 @@ def test_masks_go_with_the_parts_of_a_batch(make_setup, monkeypatch):
     (parts,) = probe(case.setup, case.wanted, options)
     torch.testing.assert_close(parts.weights, whole.weights, rtol=1e-9, atol=1e-14)
     assert parts.counted.tolist() == whole.counted.tolist()
+
+
+def test_what_is_not_needed_is_not_held(make_setup, monkeypatch):
+    """Of what comes back: what comes back to ends; of what has changed: what a later step reads."""
+    case = make_setup(*build(Block, 4, 6), batch_size=5)
+    leave, call_step, multiply = Following.leave, Precision.call, InnerProducts.with_output
+    made, alive = [], []
+
+    def look(self, node):
+        for end, back in self._back.items():
+            held = {source for sources in back for source, _ in sources}
+            assert held <= self.reaches.ends.get(end, set())
+        made.clear()
+        leave(self, node)
+
+    def record(self, step, value):
+        result = call_step(self, step, value)
+        made.extend(weakref.ref(tensor) for tensor in tensors_in(result))
+        return result
+
+    def count(self, output):
+        alive.append(sum(each() is not None for each in made))
+        made.clear()
+        return multiply(self, output)
+
+    monkeypatch.setattr(Following, "leave", look)
+    monkeypatch.setattr(Precision, "call", record)
+    monkeypatch.setattr(InnerProducts, "with_output", count)
+    rows = [entry for entry in case.wanted if entry[0] == "q.weight" and entry[1].bits <= 3]
+    list(probe(case.setup, rows, ProbeOptions(probes=1)))
+    assert len(alive) == 2
+    assert alive[1] <= 4, "of 15 steps what is at the end, with what it is a view of"
 
 
 def test_what_the_walk_has_left_behind_is_dropped(make_setup, monkeypatch):

@@ -140,6 +140,10 @@ def test_costs_of_outputs_with_and_without_positions(make_setup):
     parts = (classes.setup.reference, tokens.setup.reference)
     for part, output, changed, mask, costs in zip(parts, outputs, after, masks, expected, strict=True):
         torch.testing.assert_close(costs_of(part, output, changed, mask), costs, rtol=1e-6, atol=1e-12)
+    squares = make_setup(*models.build("tokens"), metric=Metric.MSE).setup.reference
+    differences = (after[1] - outputs[1]).square().mean(-1) * masks[1]
+    mean = differences.sum(1) / masks[1].sum(1).clamp_min(1) / squares.variance
+    torch.testing.assert_close(costs_of(squares, outputs[1], after[1], masks[1]), mean, rtol=1e-9, atol=0.0)
     weighted = (
         WeightedOutput(name="0", weight=1.0, metric=Metric.KL),
         WeightedOutput(name="1", weight=0.25, metric=Metric.KL),

@@ -14,7 +14,6 @@ from workers.sensitivity.estimators.changes import round_to_nearest
 from workers.sensitivity.estimators.cotangents import random_signs
 from workers.sensitivity.estimators.probe import ProbeOptions, probe
 from workers.sensitivity.estimators.summary import summarize
-from workers.sensitivity.estimators.tape import Tape
 from workers.sensitivity.exact import exact_costs
 from workers.sensitivity.prefixes import Prefixes
 
@@ -133,29 +132,6 @@ def test_values_do_not_depend_on_batches_nor_on_fillers(make_setup, name, option
     (expected,) = probe(plain.setup, plain.wanted, ProbeOptions(probes=1))
     (found,) = probe(split.setup, split.wanted, ProbeOptions(probes=1))
     torch.testing.assert_close(found.weights, expected.weights, rtol=1e-9, atol=1e-14)
-
-
-def test_samples_that_need_much_memory_are_fed_in_parts(make_setup, monkeypatch):
-    case = make_setup(*models.build("convolutions"), batch_size=5)
-    (expected,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
-    fed = []
-    before = Tape.__init__
-
-    def record(self, plan, inputs):
-        before(self, plan, inputs)
-        fed.append((len(inputs[0]), self.computed_bytes))
-
-    monkeypatch.setattr(Tape, "__init__", record)
-    monkeypatch.setattr("workers.sensitivity.estimators.feeds._MOST_BYTES", 0)
-    (one_by_one,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
-    (layouts, *walks) = fed
-    assert [samples for samples, _ in walks] == [1, 1, 1, 1, 1]
-    fed.clear()
-    monkeypatch.setattr("workers.sensitivity.estimators.feeds._MOST_BYTES", 2 * layouts[1])
-    (in_parts,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
-    assert [samples for samples, _ in fed[1:]] == [3, 2], "four have room, and parts are alike"
-    for found in (one_by_one, in_parts):
-        torch.testing.assert_close(found.weights, expected.weights, rtol=1e-9, atol=1e-14)
 
 
 def test_values_do_not_depend_on_groups_memory_or_order(make_setup):

@@ -50,6 +50,25 @@ def test_attention_written_out_is_followed_through_its_softmax(make_setup):
     assert [str(end.target) for end, _ in found["fused.weight"].ends] == ["aten.linear.default"]
 
 
+class Eager(nn.Module):
+    """Attention written out, each part with weights of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        scores = torch.softmax(self.q(x) @ self.k(x).transpose(1, 2), -1)
+        return self.out(scores @ self.v(x))
+
+
+def test_products_with_other_values_are_linear(make_setup):
+    found = reaches_of(make_setup(*build(Eager, 4, 6)))
+    assert found["v.weight"] is None
+    for name in ("q.weight", "k.weight"):
+        assert any("softmax" in str(step.node.target) for step in found[name].steps)
+
+
 class Frozen(nn.Module):
     """A product with a buffer, which is no unit, lies between."""
 
@@ -106,18 +125,21 @@ def test_what_is_not_linear_is_told_by_operands(make_setup, kind, shape, steps, 
     assert [str(step.target) for step, _ in found.ends] == [end]
 
 
-class TwoHeads(nn.Module):
+class ThreeHeads(nn.Module):
+    """Two make one output, side by side."""
+
     def __init__(self):
         super().__init__()
         self.inner, self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 2)
+        self.third = nn.Linear(6, 4)
 
     def forward(self, x):
         h = torch.tanh(self.inner(x))
-        return self.first(h), self.second(h)
+        return torch.cat([self.first(h), self.second(h)], 1), self.third(h)
 
 
 def test_outputs_laid_side_by_side_are_known_whole(make_setup):
-    case = make_setup(*build(TwoHeads, 4))
+    case = make_setup(*build(ThreeHeads, 4))
     packed = pack_outputs(case.setup.program.model, ["0", "1"])
     program, flow, units = Program(packed), Dataflow.of(packed), find_units(packed).units
     uses = Uses.of(flow, units)
@@ -126,6 +148,7 @@ def test_outputs_laid_side_by_side_are_known_whole(make_setup):
     assert {units[use.unit].info.name for node in whole for use in uses.at[node]} == {
         "first.weight",
         "second.weight",
+        "third.weight",
     }
 
 
