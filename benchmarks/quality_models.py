@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from quality_tasks import Cosine, Psnr, Share, Task
+from quality_tasks import Computed, Cosine, Share, Task
 from safetensors.numpy import load_file
 
 from app.export import write_dataset
 from app.local import Files
+from app.report import quantities
 
 ESTIMATORS = (
     "probe",
@@ -37,13 +38,14 @@ class Case:
     """A model with its data.
 
     Args:
-        name: On the command line, and the name of its module in ``examples/`` with underscores.
+        name: On the command line.
         title: For people.
         compare: What plans are judged by.
         samples: Calibration samples used unless told otherwise.
         evaluation_samples: The same for evaluation.
         sample: What a sample is called, in the plural.
         task: What the model is for, given the files and which evaluation samples they hold.
+        module: In ``examples/``, where it is not called as the case with underscores.
         metrics: Those compared unless told otherwise.
         schemes: Likewise; the first one is searched by all metrics.
     """
@@ -55,6 +57,7 @@ class Case:
     evaluation_samples: int
     sample: str
     task: Callable[[Files, NDArray[np.int64], Path], Task]
+    module: str = ""
     metrics: tuple[str, ...] = METRICS
     schemes: tuple[str, ...] = ("channel-asymmetric", "channel-symmetric-mse", "group:32-asymmetric")
 
@@ -71,8 +74,27 @@ class Prepared:
 def _psnr(files: Files, taken: NDArray[np.int64], folder: Path) -> Task:
     import esrgan  # noqa: PLC0415 - the module that builds this model alone
 
-    _, wanted = esrgan.pairs(esrgan.EVALUATION_PHOTOS, esrgan.EVALUATION_CROPS, seed=1)
-    return Psnr(files=files, wanted=wanted[taken], known=folder / "psnr.json", of_images=esrgan.psnr)
+    wanted = esrgan.pairs(esrgan.EVALUATION_PHOTOS, esrgan.EVALUATION_CROPS, seed=1)[1][taken]
+    return Computed(
+        title="PSNR, dB",
+        files=files,
+        figure=lambda images: esrgan.psnr(images, wanted),
+        known=folder / "psnr.json",
+    )
+
+
+def _accuracy(files: Files, taken: NDArray[np.int64], folder: Path) -> Task:
+    import stamps  # noqa: PLC0415 - the module that fetches these photos alone
+
+    evaluated = stamps.stamps()[1]
+    right = tuple(evaluated[i].classes for i in taken)
+    return Computed(
+        title="top-1 accuracy",
+        files=files,
+        figure=lambda outputs: stamps.accuracy(outputs, right),
+        known=folder / "accuracy.json",
+        words=quantities.percent,
+    )
 
 
 CASES = (
@@ -80,10 +102,11 @@ CASES = (
         name="efficientnet-lite0",
         title="EfficientNet-Lite0",
         compare="kl",
-        samples=32,
-        evaluation_samples=64,
-        sample="crops of photos",
-        task=lambda *_: Share(title="top-1 agreement", metric="top1_agreement"),
+        samples=80,
+        evaluation_samples=73,
+        sample="photos",
+        task=_accuracy,
+        module="stamps",
     ),
     Case(
         name="minilm",
@@ -132,7 +155,7 @@ def prepare(case: Case, folder: Path, evaluation_samples: int) -> Prepared:
         evaluation_samples: How many are evaluated on; all if there are fewer.
     """
     place = folder / case.name
-    assets = importlib.import_module(case.name.replace("-", "_")).build(place)
+    assets = importlib.import_module(case.module or case.name.replace("-", "_")).build(place)
     path, taken = evaluation_part(assets.evaluation, evaluation_samples)
     files = Files(model=assets.model, calibration=assets.calibration, evaluation=path)
     return Prepared(case=case, files=files, task=case.task(files, taken, place))

@@ -43,6 +43,11 @@ class Task(Protocol):
         """For a table."""
 
 
+def decimal(value: float) -> str:
+    """Two digits after the point."""
+    return f"{value:.2f}".replace("-", quantities.MINUS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """A share of the samples or tokens that verification counts anyway: agreement or accuracy."""
@@ -101,23 +106,24 @@ class Cosine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Psnr:
-    """Mean peak signal-to-noise ratio of images to the photos that they should be, in decibels.
+class Computed:
+    """A figure of the outputs on the evaluation samples.
 
     Takes a pass for each plan; what was found is kept in a file.
 
     Args:
+        title: What it is.
         files: Model and data.
-        wanted: ``[samples, 3, height, width]``.
-        known: JSON: hash of choices and samples -> value.
-        of_images: Gives the figure.
+        figure: Of the outputs, [samples, ...].
+        known: JSON: hash of choices and data -> value.
+        words: How a value reads.
     """
 
+    title: str
     files: Files
-    wanted: NDArray[np.float32]
+    figure: Callable[[NDArray[Any]], float]
     known: Path
-    of_images: Callable[[NDArray[Any], NDArray[Any]], float]
-    title: str = "PSNR, dB"
+    words: Callable[[float], str] = decimal
 
     def of(self, plan: Mapping[str, Any]) -> float:
         """Found by applying the plan."""
@@ -128,14 +134,14 @@ class Psnr:
         return self._of({})
 
     def text(self, value: float) -> str:
-        """Two digits after the point."""
-        return f"{value:.2f}".replace("-", quantities.MINUS)
+        """As it reads."""
+        return self.words(value)
 
     def _of(self, choices: Mapping[str, Any]) -> float:
         found: dict[str, float] = json.loads(self.known.read_text()) if self.known.exists() else {}
-        key = content_sha256({"choices": dict(choices), "data": str(self.files), "n": len(self.wanted)})
+        key = content_sha256({"choices": dict(choices), "data": str(self.files)})
         if key not in found:
-            found[key] = self.of_images(outputs(self.files, choices), self.wanted)
+            found[key] = self.figure(outputs(self.files, choices))
             self.known.write_text(json.dumps(found, indent=1) + "\n")
         return found[key]
 

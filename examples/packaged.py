@@ -2,7 +2,9 @@
 
 import argparse
 import importlib.util
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,37 @@ def npm_package(folder: Path, requirement: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(["npm", "pack", requirement], cwd=folder, check=True, capture_output=True)  # noqa: S603, S607 - a fixed command
     return archive
+
+
+def debian_package(folder: Path, name: str) -> Path:
+    """The contents of a Debian package in a folder, fetched and unpacked if they are not there; nothing is installed.
+
+    Args:
+        folder: Where to.
+        name: Of the package.
+
+    Raises:
+        FileNotFoundError: The tools of Debian are not there.
+        subprocess.CalledProcessError: apt has no access to a registry.
+    """
+    contents = folder / name
+    if not contents.exists():
+        for tool in ("apt-get", "dpkg-deb"):
+            if shutil.which(tool) is None:
+                raise FileNotFoundError(
+                    f"{tool}: Debian's package {name} is fetched by Debian's or Ubuntu's own tools"
+                )
+        with tempfile.TemporaryDirectory(dir=_made(folder)) as place:
+            subprocess.run(["apt-get", "download", name], cwd=place, check=True, capture_output=True)  # noqa: S603, S607 - a fixed command
+            (archive,) = Path(place).glob("*.deb")
+            subprocess.run(["dpkg-deb", "-x", archive.name, "contents"], cwd=place, check=True)  # noqa: S603, S607 - likewise
+            (Path(place) / "contents").rename(contents)
+    return contents
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def main(description: str | None, build: Callable[[Path], Assets], notes: dict[str, str]) -> None:

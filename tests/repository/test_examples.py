@@ -126,3 +126,32 @@ def test_packages_are_found_where_they_are(tmp_path: Path, monkeypatch: pytest.M
     archive.write_bytes(b"")
     packaged.npm_package(tmp_path / "new", "@upscalerjs/esrgan-slim@1.0.0")
     assert len(asked) == 1, "what is there is not fetched again"
+
+
+def test_debian_packages_are_unpacked_once_and_never_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged = load("examples", "packaged")
+    asked: list[list[str]] = []
+
+    def run(command: list[str], *, cwd: str, **_: object) -> None:
+        asked.append(command)
+        if command[0] == "apt-get":
+            (Path(cwd) / "some-stamps_1.0_all.deb").write_bytes(b"")
+        else:
+            (Path(cwd) / command[-1]).mkdir()
+
+    monkeypatch.setattr(packaged.subprocess, "run", run)
+    monkeypatch.setattr(packaged.shutil, "which", lambda tool: f"/usr/bin/{tool}")
+    place = packaged.debian_package(tmp_path / "new", "some-stamps")
+    assert place == tmp_path / "new" / "some-stamps"
+    assert asked == [
+        ["apt-get", "download", "some-stamps"],
+        ["dpkg-deb", "-x", "some-stamps_1.0_all.deb", "contents"],
+    ]
+    assert list((tmp_path / "new").iterdir()) == [place], "nothing else is left"
+    assert packaged.debian_package(tmp_path / "new", "some-stamps") == place
+    assert len(asked) == 2, "what is there is not fetched again"
+    monkeypatch.setattr(packaged.shutil, "which", lambda _: None)
+    with pytest.raises(FileNotFoundError, match="Debian's package other is fetched by"):
+        packaged.debian_package(tmp_path / "new", "other")

@@ -197,6 +197,29 @@ def test_cosine_similarity_follows_from_the_measured_error(monkeypatch):
     assert cosine.of_float({}) == pytest.approx(cosine.of({"measured": {"mse": {"evaluation": 0.0}}}))
 
 
+def test_a_figure_of_outputs_is_computed_once_for_each_plan(tmp_path, monkeypatch):
+    run = []
+
+    def outputs(files, choices):
+        run.append(choices)
+        return np.full((3, 2), 0.25 * len(choices))
+
+    monkeypatch.setattr(tasks, "outputs", outputs)
+    given = {
+        "title": "mean",
+        "files": Files(model=Path("m"), calibration=Path("c"), evaluation=Path("e")),
+        "figure": lambda found: float(found.mean()),
+        "known": tmp_path / "known.json",
+    }
+    figure = tasks.Computed(**given)
+    assert (figure.of_float({}), figure.of({"choices": {"a": 1, "b": 2}})) == (0.0, 0.5)
+    again = tasks.Computed(**given, words=tasks.quantities.percent)
+    assert again.of({"choices": {"b": 2, "a": 1}}) == 0.5
+    assert run == [{}, {"a": 1, "b": 2}]
+    assert figure.text(-0.5) == "\u22120.50"
+    assert again.text(0.5).replace("\u2009", " ") == "50 %"
+
+
 def test_a_part_of_the_evaluation_data_is_spread_evenly(tmp_path):
     models = load("quality_models")
     path = tmp_path / "e.safetensors"
