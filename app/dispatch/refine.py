@@ -135,24 +135,28 @@ class _Plans:
 
     def step(self, around: Around) -> _Found:
         """Where all samples suggest to go."""
-        everything = np.arange(self.at.samples)
-        choices = self._step(around, everything)
+        choices = self._whole_step(around)
         if choices is None:
             return _Found(costs=np.full(self.at.samples, np.nan))
-        (costs,) = self._costs([(choices, everything)])
+        (costs,) = self._costs([(choices, np.arange(self.at.samples))])
         return _Found(choices=choices, costs=costs)
 
     def crossed(self, around: Around, way: int, numbers: Sequence[int]) -> _Found:
         """Parts of the samples, each under the step that is made without it."""
         folds = [partitions(self.at.samples)[way][number] for number in numbers]
         found = [np.full(len(fold), np.nan) for fold in folds]
-        # A step that leads nowhere is not taken, whatever others do: nothing to measure. It is soon made again.
-        if self._step(around, np.arange(self.at.samples)) is not None:
+        # A step that leads nowhere new is not taken, whatever others do: nothing to measure. It is soon made again.
+        if self._whole_step(around) is not None:
             made = [self._step(around, rest(fold, self.at.samples)) for fold in folds]
             plans = {i: (step, folds[i]) for i, step in enumerate(made) if step is not None}
             for i, costs in zip(plans, self._costs(list(plans.values())), strict=True):
                 found[i] = costs
         return _Found(costs=np.concatenate(found))
+
+    def _whole_step(self, around: Around) -> Choices | None:
+        """The step as all samples show it; ``None`` where it leads nowhere, or where another one from the same plan has led."""
+        choices = self._step(around, np.arange(self.at.samples))
+        return None if choices in self.standing.tried else choices
 
     def _step(self, around: Around, samples: Positions) -> Choices | None:
         return self.at.step(self.standing.base, around, samples, self._trust)

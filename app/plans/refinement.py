@@ -8,7 +8,7 @@ are cut both ways, into neighbours and into turns, and a step has to hold in bot
 Source: Stone (1974), Cross-validatory choice and assessment of statistical predictions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -25,8 +25,15 @@ MIN_SAMPLES = 8
 """With fewer, no step could be told from noise."""
 STANDARD_ERRORS = 2.0
 """By so many of its standard errors a crossed gain has to be one."""
-TRUSTS = (Trust(share=0.5, caution=1.0), Trust(share=0.25, caution=1.0))
-"""What is tried around a plan, one after the other, until a step helps."""
+TRUSTS = (
+    Trust(share=0.5, caution=1.0),
+    Trust(share=1.0, caution=1.0),
+    Trust(share=0.5, caution=0.0),
+    Trust(share=1.0, caution=0.5),
+    Trust(share=0.25, caution=1.0),
+)
+"""What is tried around each plan, as far as there are passes for it; of the steps that hold the best one is taken. How far the
+local model may be believed differs from plan to plan, and a step costs a seventh of the probes that all of them share."""
 
 CROSSED = tuple((way, folds) for way in range(2) for folds in ((0, 1), (2, 3)))
 """What is left out together in one part of the work: a way of cutting, and which of its folds."""
@@ -60,22 +67,28 @@ class Outcome:
     """What came of a step. Costs are means over all calibration samples.
 
     Args:
+        round: How many steps had been taken before.
         share: Of the local model that was believed.
+        caution: Standard errors that changes were charged.
         changed: How many units the step changes.
         before: Measured cost of the plan.
         after: Measured cost of the step's plan, on the samples that it was made from.
         crossed: Mean change on samples that steps were not made from, for either way of cutting; below 0 is a gain.
         standard_errors: Of these.
-        accepted: Whether the step is taken.
+        holds: Whether the step gains beyond noise on samples that it was not made from.
+        accepted: Whether it was taken: the best of those that held around the same plan.
     """
 
+    round: int
     share: float
+    caution: float
     changed: int
     before: float
     after: float
     crossed: tuple[float, ...]
     standard_errors: tuple[float, ...]
-    accepted: bool
+    holds: bool
+    accepted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -118,85 +131,94 @@ def crossed_changes(
 
 
 def judge(
-    trust: Trust,
+    turn: "Turn",
     changed: int,
     before: NDArray[np.float64],
     after: NDArray[np.float64],
     crossed: Sequence[NDArray[np.float64]],
 ) -> Outcome:
-    """Whether to take a step: it costs less as measured, and gains beyond noise on samples that it was not made from.
+    """Whether a step holds: it costs less as measured, and gains beyond noise on samples that it was not made from.
 
     Args:
-        trust: With which it was made.
+        turn: What was tried.
         changed: How many units it changes.
         before: ``[samples]``, costs of the plan.
         after: ``[samples]``, costs of the step's plan.
         crossed: Per way of cutting ``[samples]``, from `crossed_changes`.
     """
+    assert turn.trust is not None
     means = tuple(float(each.mean()) for each in crossed)
     errors = tuple(float(each.std(ddof=1) / np.sqrt(len(each))) for each in crossed)
     beyond = all(bool(mean + STANDARD_ERRORS * error < 0) for mean, error in zip(means, errors, strict=True))
     lower = bool(after.mean() < before.mean())
     return Outcome(
-        share=trust.share,
+        round=turn.rounds,
+        share=turn.trust.share,
+        caution=turn.trust.caution,
         changed=changed,
         before=float(before.mean()),
         after=float(after.mean()),
         crossed=means,
         standard_errors=errors,
-        accepted=changed > 0 and lower and beyond,
+        holds=changed > 0 and lower and beyond,
     )
 
 
-def unchanged(trust: Trust, before: NDArray[np.float64]) -> Outcome:
-    """A step that leads nowhere."""
+def unchanged(turn: "Turn", before: NDArray[np.float64]) -> Outcome:
+    """A step that leads nowhere, or where another one around the same plan has led."""
     nothing = np.zeros(len(before))
-    return judge(trust, 0, before, before, (nothing, nothing))
+    return judge(turn, 0, before, before, (nothing, nothing))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What is tried next.
+    """What is next.
 
     Args:
-        number: Of the trial.
+        number: Of the next trial.
         rounds: Steps taken so far.
-        trust: How far to believe what was found; ``None`` when there is nothing more to try.
-        end: Why there is not.
+        tried: Numbers of the trials around the last plan.
+        best: The one of them to be taken, were it the last; ``None`` if none of them holds.
+        trust: How far to believe what was found; ``None`` when there is nothing more to try around this plan.
+        end: Why there is nothing more to do; ``None`` if there is, or the best one is to be taken.
     """
 
     number: int
     rounds: int
+    tried: tuple[int, ...]
+    best: int | None
     trust: Trust | None
-    end: End | None = None
+    end: End | None
 
 
-def next_turn(outcomes: Sequence[dict[str, Any]], *, rounds: int, regret: float) -> Turn:
-    """What to try after what was tried.
+def next_turn(outcomes: Sequence[Mapping[str, Any]], *, rounds: int, regret: float) -> Turn:
+    """What to do after what was tried.
 
     Args:
         outcomes: Of the trials so far, as JSON, in order.
         rounds: How many steps may be taken.
         regret: A step that gains a smaller share of the cost is the last one.
     """
-    taken = sum(o["accepted"] for o in outcomes)
-    since = 0
-    for outcome in reversed(outcomes):
-        if outcome["accepted"]:
-            break
-        since += 1
-    last = outcomes[-1] if outcomes else None
-    small = (
-        last is not None
-        and last["accepted"]
-        and last["before"] - last["after"] < regret * abs(last["before"])
-    )
+    steps = [o for o in outcomes if o["accepted"]]
+    taken = len(steps)
+    # What earlier versions tried says neither: each step that held was taken.
+    tried = tuple(i for i, o in enumerate(outcomes) if o.get("round", 0) == taken)
+    holding = [i for i in tried if outcomes[i].get("holds", outcomes[i]["accepted"])]
+    # Judged by the worse of both ways of cutting; of equal ones the earlier.
+    best = min(holding, key=lambda i: (max(outcomes[i]["crossed"]), i)) if holding else None
     end = None
     if taken >= rounds:
         end = End.ROUNDS
-    elif small:
+    elif steps and steps[-1]["before"] - steps[-1]["after"] < regret * abs(steps[-1]["before"]):
         end = End.SMALL_GAIN
-    elif since >= len(TRUSTS):
+    elif len(tried) >= len(TRUSTS) and best is None:
         end = End.NO_GAIN
-    trust = TRUSTS[since] if end is None else None
-    return Turn(number=len(outcomes), rounds=taken, trust=trust, end=end)
+    more = end is None and len(tried) < len(TRUSTS)
+    return Turn(
+        number=len(outcomes),
+        rounds=taken,
+        tried=tried,
+        best=best,
+        trust=TRUSTS[len(tried)] if more else None,
+        end=end,
+    )

@@ -80,13 +80,13 @@ class Standing:
 
     Args:
         base: The plan to look around.
-        turn: What to try.
-        fresh: Nothing was tried around it yet.
+        turn: What is next.
+        tried: Where steps around it have led so far.
     """
 
     base: Choices
     turn: Turn
-    fresh: bool
+    tried: tuple[Choices, ...]
 
 
 def part_of(session: Session, task_id: str) -> Part:
@@ -106,8 +106,8 @@ def standing_of(session: Session, at: Refinement) -> Standing | None:
         rounds=at.request["refine_rounds"],
         regret=at.request.get("regret") or 0.0,
     )
-    fresh = not trials or trials[-1].outcome["accepted"]
-    return Standing(base=_base(session, at, plan, trials), turn=turn, fresh=fresh)
+    tried = tuple(trials[number].choices for number in turn.tried)
+    return Standing(base=_base(session, at, plan, trials), turn=turn, tried=tried)
 
 
 def _plan(session: Session, job_id: str, ordinal: int) -> Plan | None:
@@ -175,7 +175,12 @@ def go_on(session: Session, at: Refinement) -> None:
             _queue(session, at.job_id, _measuring(at, turn.number))
             return
         wanted, then = _probing(at, standing), _measuring(at, turn.number)
-        end = at.obstacle or turn.end or _unaffordable(session, at, wanted, then)
+        end = at.obstacle or turn.end
+        if end is None and turn.trust is not None:
+            end = _unaffordable(session, at, wanted, then)
+        if turn.best is not None and (end is not None or turn.trust is None):
+            _take(session, at, turn.best)
+            continue
         if end is not None:
             finish(session, at, standing.base, end)
             return
@@ -184,8 +189,11 @@ def go_on(session: Session, at: Refinement) -> None:
 
 
 def give_up(session: Session, at: Refinement, problem: str) -> None:
-    """End the steps because of an error, with those that were taken."""
+    """End the steps because of an error, with those that were taken, and the best one that holds around the last plan."""
     standing = standing_of(session, at)
+    if standing is not None and standing.turn.best is not None:
+        _take(session, at, standing.turn.best)
+        standing = standing_of(session, at)
     if standing is not None:
         finish(session, at, standing.base, End.FAILED, problem)
 
@@ -262,7 +270,7 @@ def _rows(session: Session, at: Refinement) -> Sequence[TrialPart]:
 
 def _probing(at: Refinement, standing: Standing) -> list[Work]:
     """What has to be known of a plan before steps from it are made; nothing for another step from the same plan."""
-    if not standing.fresh:
+    if standing.tried:
         return []
     passes, blocks = probe_passes(PROBES + 1), [part.block for part in at.probes(standing.base)]
     number = standing.turn.number
@@ -317,18 +325,24 @@ def _queue(session: Session, job_id: str, work: Sequence[Work]) -> None:
 def _conclude(session: Session, at: Refinement, standing: Standing, rows: Sequence[TrialPart]) -> None:
     """Judge a step whose parts are all done, and write down what came of it."""
     turn = standing.turn
-    assert turn.trust is not None
     measured = {(row.kind, row.place): np.frombuffer(row.costs or b"", "<f8") for row in rows}
     before, after = _costs_of(session, at), measured[PartKind.STEP, 0]
     choices = next(row.choices for row in rows if row.kind is PartKind.STEP)
     if choices is None:
-        choices, outcome = standing.base, unchanged(turn.trust, before)
+        choices, outcome = standing.base, unchanged(turn, before)
     else:
         crossed = _crossed(before, [measured[PartKind.CROSSED, place] for place in range(len(CROSSED))])
-        outcome = judge(turn.trust, changed(standing.base, choices), before, after, crossed)
+        outcome = judge(turn, changed(standing.base, choices), before, after, crossed)
     trial = PlanTrial(job_id=at.job_id, ordinal=at.ordinal, number=turn.number)
     trial.base, trial.choices, trial.outcome = standing.base, choices, outcome.to_json()
     session.add(trial)
+    session.flush()
+
+
+def _take(session: Session, at: Refinement, number: int) -> None:
+    """Take a step that was tried: what comes next is tried from where it leads."""
+    trial = session.get_one(PlanTrial, (at.job_id, at.ordinal, number))
+    trial.outcome = trial.outcome | {"accepted": True}
     session.flush()
 
 

@@ -9,6 +9,7 @@ from app.plans.refinement import (
     FOLDS,
     MIN_SAMPLES,
     TRUSTS,
+    End,
     Outcome,
     crossed_changes,
     judge,
@@ -41,71 +42,112 @@ def test_each_sample_is_judged_by_the_step_that_has_not_seen_it():
 
 def judged(after, *crossed, changed=3):
     before = np.full(16, 1.0)
-    return judge(TRUSTS[0], changed, before, before + after, crossed)
+    return judge(next_turn([], rounds=1, regret=0.0), changed, before, before + after, crossed)
 
 
 NOISE = np.tile([0.1, -0.1], 8)
 
 
-def test_a_gain_beyond_two_standard_errors_both_ways_is_taken():
+def test_a_gain_beyond_two_standard_errors_both_ways_holds():
     error = float(NOISE.std(ddof=1) / 4)
     well, barely = NOISE - 2.01 * error, NOISE - 1.99 * error
-    assert judged(-0.5, well, well).accepted
-    assert not judged(-0.5, well, barely).accepted
-    assert not judged(-0.5, barely, well).accepted
-    assert not judged(0.0, well, well).accepted, "measured no lower"
-    assert not judged(-0.5, well, well, changed=0).accepted
+    assert judged(-0.5, well, well).holds
+    assert not judged(-0.5, well, barely).holds
+    assert not judged(-0.5, barely, well).holds
+    assert not judged(0.0, well, well).holds, "measured no lower"
+    assert not judged(-0.5, well, well, changed=0).holds
     outcome = judged(-0.5, well, barely)
     assert (outcome.before, outcome.after) == (1.0, 0.5)
     assert outcome.crossed == pytest.approx((-2.01 * error, -1.99 * error))
     assert outcome.standard_errors == pytest.approx((error, error))
     assert outcome.to_json()["crossed"] == list(outcome.crossed)
+    assert (outcome.round, outcome.share, outcome.caution) == (0, TRUSTS[0].share, TRUSTS[0].caution)
+    assert not judged(-0.5, well, well).accepted, "others may be better"
 
 
-def test_a_step_that_leads_nowhere_is_not_taken():
-    outcome = unchanged(TRUSTS[1], np.arange(9.0))
-    assert (outcome.accepted, outcome.changed, outcome.before, outcome.after) == (False, 0, 4.0, 4.0)
+def test_a_step_that_leads_nowhere_does_not_hold():
+    outcome = unchanged(next_turn([outcome_of(0)], rounds=1, regret=0.0), np.arange(9.0))
+    assert (outcome.holds, outcome.accepted, outcome.changed) == (False, False, 0)
+    assert (outcome.before, outcome.after, outcome.share) == (4.0, 4.0, TRUSTS[1].share)
 
 
-def outcome(*, accepted, after=0.5):
+def outcome_of(number, *, holds=False, accepted=False, after=0.5, crossed=(0.0, 0.0)):
+    """A trial in the round of this number."""
     return Outcome(
+        round=number,
         share=0.5,
+        caution=1.0,
         changed=1,
         before=1.0,
         after=after,
-        crossed=(0.0, 0.0),
+        crossed=crossed,
         standard_errors=(0.0, 0.0),
+        holds=holds or accepted,
         accepted=accepted,
     ).to_json()
 
 
-YES, NO = outcome(accepted=True), outcome(accepted=False)
+ALL = len(TRUSTS)
+
+
+def around(number, *, taken=None, trials=ALL, **of_it):
+    """The trials around a plan, one of which was taken."""
+    return [outcome_of(number, accepted=i == taken, **(of_it if i == taken else {})) for i in range(trials)]
 
 
 @pytest.mark.parametrize(
-    ("tried", "trust", "rounds"),
+    ("tried", "trust", "rounds", "end"),
     [
-        ([], TRUSTS[0], 0),
-        ([NO], TRUSTS[1], 0),
-        ([NO, NO], None, 0),
-        ([YES], TRUSTS[0], 1),
-        ([NO, YES], TRUSTS[0], 1),
-        ([YES, NO], TRUSTS[1], 1),
-        ([YES, NO, NO], None, 1),
-        ([YES, NO, YES], TRUSTS[0], 2),
-        ([YES, YES, YES], None, 3),
-        ([outcome(accepted=True, after=0.991)], None, 1),
-        ([outcome(accepted=True, after=0.989)], TRUSTS[0], 1),
+        ([], TRUSTS[0], 0, None),
+        (around(0, trials=1), TRUSTS[1], 0, None),
+        (around(0, trials=ALL - 1), TRUSTS[-1], 0, None),
+        (around(0), None, 0, End.NO_GAIN),
+        (around(0, taken=0), TRUSTS[0], 1, None),
+        (around(0, taken=ALL - 1), TRUSTS[0], 1, None),
+        (around(0, taken=1) + around(1, trials=2), TRUSTS[2], 1, None),
+        (around(0, taken=1) + around(1), None, 1, End.NO_GAIN),
+        (around(0, taken=1) + around(1, taken=4), TRUSTS[0], 2, None),
+        (around(0, taken=1) + around(1, taken=4) + around(2, taken=0), None, 3, End.ROUNDS),
+        (around(0, taken=1, after=0.991), None, 1, End.SMALL_GAIN),
+        (around(0, taken=1, after=0.989), TRUSTS[0], 1, None),
+        (around(0, taken=1, trials=2), TRUSTS[0], 1, None),
     ],
-    ids=str,
 )
-def test_steps_go_on_while_they_help(tried, trust, rounds):
+def test_steps_go_on_while_they_help(tried, trust, rounds, end):
     turn = next_turn(tried, rounds=3, regret=0.01)
-    assert (turn.trust, turn.rounds, turn.number) == (trust, rounds, len(tried))
+    assert (turn.trust, turn.rounds, turn.number, turn.end) == (trust, rounds, len(tried), end)
+    assert turn.tried == tuple(i for i, o in enumerate(tried) if o["round"] == rounds)
+    assert turn.best is None
 
 
-def test_steps_of_noise_alone_are_seldom_taken():
+def test_the_best_step_that_holds_is_the_one_to_take():
+    """Judged by the worse of the two ways of cutting the samples."""
+    first = around(0, taken=0)
+    little, much = {"crossed": (-9.0, -1.0)}, {"crossed": (-2.0, -3.0)}
+    tried = [
+        *first,
+        outcome_of(1, crossed=(-5.0, -5.0)),
+        outcome_of(1, holds=True, **little),
+        outcome_of(1, holds=True, **much),
+        outcome_of(1, holds=True, **much),
+    ]
+    turn = next_turn(tried, rounds=3, regret=0.01)
+    assert turn.best == len(first) + 2
+    assert (turn.trust, turn.end) == (TRUSTS[4], None), "one is still to be tried"
+    turn = next_turn([*tried, outcome_of(1)], rounds=3, regret=0.01)
+    assert (turn.best, turn.trust, turn.end) == (len(first) + 2, None, None)
+
+
+def test_what_earlier_versions_tried_is_gone_on_from():
+    old = [{name: o[name] for name in ("before", "after", "accepted")} for o in around(0, taken=1, trials=2)]
+    turn = next_turn(old, rounds=3, regret=0.0)
+    assert (turn.rounds, turn.tried, turn.trust, turn.best) == (1, (), TRUSTS[0], None)
+    turn = next_turn(old[:1], rounds=3, regret=0.0)
+    assert (turn.rounds, turn.tried, turn.trust, turn.best) == (0, (0,), TRUSTS[1], None)
+
+
+def test_steps_of_noise_alone_seldom_hold():
     """Steps whose measured gain is all fitted: what they gain on other samples is noise around 0."""
     rng = np.random.default_rng(0)
-    taken = sum(judged(-1.0, *rng.normal(size=(2, 16))).accepted for _ in range(400))
-    assert taken < 0.03 * 400
+    held = sum(judged(-1.0, *rng.normal(size=(2, 16))).holds for _ in range(400))
+    assert held < 0.03 * 400

@@ -36,12 +36,22 @@ def test_steps_are_taken_while_the_measured_cost_falls(world, refining, nature, 
     assert plan.size_bits <= plan.budget_bits
     assert plan.solver["remeasured"] == {"rounds": len(taken), "steps": [t.outcome for t in taken]}
     base = tried[0].base
-    for trial in tried:
-        assert trial.base == base, "from where the last step led"
-        assert trial.outcome["before"] == pytest.approx(real(nature, trial.base))
-        assert trial.outcome["after"] == pytest.approx(real(nature, trial.choices))
-        base = trial.choices if trial.outcome["accepted"] else base
-    assert not any(t.outcome["accepted"] for t in tried[-2:]), "two that do not help end it"
+    for number in range(len(taken) + 1):
+        of_round = [t for t in tried if t.outcome["round"] == number]
+        assert [(t.outcome["share"], t.outcome["caution"]) for t in of_round] == [
+            (trust.share, trust.caution) for trust in TRUSTS
+        ]
+        for trial in of_round:
+            assert trial.base == base, "from where the last step led"
+            assert trial.outcome["before"] == pytest.approx(real(nature, trial.base))
+            assert trial.outcome["after"] == pytest.approx(real(nature, trial.choices))
+        led = [t.choices for t in of_round if t.choices != base]
+        assert all(led.count(choices) == 1 for choices in led), "where a step has led no other one does"
+        holding = [t for t in of_round if t.outcome["holds"]]
+        assert bool(holding) == (number < len(taken))
+        if holding:
+            assert taken[number] == min(holding, key=lambda t: max(t.outcome["crossed"]))
+            base = taken[number].choices
     assert told(look, job)["ended"] == End.NO_GAIN
     verify = [t for t in look(Task, job) if t.plan_id == plan.id]
     assert [(t.kind, t.state) for t in verify] == [(TaskKind.VERIFY, TaskState.PENDING)]

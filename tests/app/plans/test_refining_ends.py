@@ -17,7 +17,7 @@ from app.models import (
     TaskState,
     TrialPart,
 )
-from app.plans.refinement import End
+from app.plans.refinement import TRUSTS, End
 from workers.errors import MeasurementFailed
 
 from .played import allow, at_once, entries, in_turn, refined, run, start, told, trials, waiting
@@ -103,14 +103,40 @@ def test_passes_that_the_job_may_not_spend_are_not_spent(world, refining, nature
     assert told(look, job)["ended"] == End.MAX_PASSES
 
 
-@pytest.mark.parametrize(("more", "steps"), [(3.9, 0), (4.1, 1), (6.9, 1), (7.1, 2)])
+@pytest.mark.parametrize(("more", "steps"), [(3.9, 0), (4.1, 1), (6.9, 1), (7.1, 2), (15.9, 4), (16.1, 5)])
 def test_the_first_step_measures_four_passes_and_the_next_three(world, refining, nature, look, more, steps):
-    nature.noise = 5.0  # no step helps: two are tried, if they may be
+    nature.noise = 20.0  # no step helps: all are tried, if they may be
     job = refining()
     allow(world, job, max_passes=entries(world, job) + more)
     run(world, job)
     assert len(trials(look, job)) == steps
-    assert told(look, job)["ended"] == (End.NO_GAIN if steps == 2 else End.MAX_PASSES)
+    assert told(look, job)["ended"] == (End.NO_GAIN if steps == len(TRUSTS) else End.MAX_PASSES)
+
+
+def test_the_best_step_that_held_is_taken_when_passes_run_out(world, refining, nature, look):
+    job = refining(refine_passes=24.1)
+    run(world, job)
+    (trial,) = trials(look, job)
+    assert trial.outcome["accepted"]
+    assert refined(look, job)[0].choices == trial.choices
+    assert told(look, job)["ended"] == End.PASSES
+
+
+def test_the_best_step_that_held_is_taken_when_another_one_fails(world, refining, nature, look, monkeypatch):
+    job = refining()
+    step = app.plans.refining.Refinement.step
+
+    def fail_soon(self, base, around, samples, trust):
+        if trust == TRUSTS[1]:
+            raise MeasurementFailed("not finite", "output", "nan", "finite outputs")
+        return step(self, base, around, samples, trust)
+
+    monkeypatch.setattr(app.plans.refining.Refinement, "step", fail_soon)
+    run(world, job)
+    (trial,) = trials(look, job)
+    assert trial.outcome["accepted"]
+    assert refined(look, job)[0].choices == trial.choices
+    assert told(look, job)["ended"] == End.FAILED
 
 
 @pytest.mark.parametrize("share", [0, 23, 25, 26, 28, 60])
@@ -128,7 +154,8 @@ def test_refining_takes_no_more_than_its_share_of_what_costs_took(
     assert refinement["passes"] == pytest.approx(spent)
     assert refinement["allowed_passes"] == pytest.approx(share, abs=1e-6)
     if refinement["ended"] == End.PASSES:
-        fresh = not trials(look, job) or trials(look, job)[-1].outcome["accepted"]
+        steps = [trial.outcome for trial in trials(look, job)]
+        fresh = all(step["round"] < sum(s["accepted"] for s in steps) for step in steps)
         next_step = (20 if fresh else 0) + (3 if trials(look, job) else 4)
         assert spent + next_step > share
     else:
