@@ -19,10 +19,8 @@ Cost in forward passes over the samples: one per group of probes, and per probe 
 (about 1.2) and the products with all candidates (about 1 to 2).
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -40,6 +38,7 @@ from workers.sensitivity.estimators.cotangents import random_signs
 from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.feeds import Feed, find_layouts
 from workers.sensitivity.estimators.following import Following
+from workers.sensitivity.estimators.headway import Amount, Headway, Progress
 from workers.sensitivity.estimators.precision import Precision
 from workers.sensitivity.estimators.reaches import Reaches
 from workers.sensitivity.estimators.starts import costs_of, start_of
@@ -48,14 +47,6 @@ from workers.sensitivity.estimators.totals import ProbeValues, Totals
 from workers.sensitivity.estimators.uses import Uses
 from workers.sensitivity.estimators.visited import VisitedStep
 from workers.sensitivity.exact import Setup
-from workers.sensitivity.sharding import load
-
-_PASSES_PER_WALK = 1.35
-"""What a walk back with its products takes, in forward passes, to tell how far a batch is: EfficientNet-Lite0 in float32, four
-probes, six candidates for each unit."""
-_MACS_PER_WEIGHT = 60.0
-"""What products with a weight's candidates take, in multiply-accumulates of the forward pass: MiniLM, likewise. Of look-ups, whose
-tables are large and compute nothing, that is all."""
 
 FOLLOWED_BITS = 3
 """Finer candidates change so little that following them tells nothing: rank correlations and regrets on EfficientNet-Lite0,
@@ -73,10 +64,6 @@ PositionMasks = Callable[[int], Tensor | None]
 """Which output positions of a batch count: number of the batch -> ``[kept, positions]``, or ``None`` for all."""
 
 
-Progress = Callable[[float, int], None]
-"""Told how many samples are done, and of how many; may raise to stop."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProbeOptions:
     """How to probe.
@@ -92,8 +79,8 @@ class ProbeOptions:
         activation_changes: Also estimate changes of the units' inputs, apart from the weights'.
         operands: Inputs of units that are quantized to begin with.
         position_masks: Which positions count; ``None`` for all.
-        progress: Told whenever a walk has passed a unit's use (each sample counts once per probe, those of the batch in
-            hand by how far they are).
+        progress: Told whenever a walk has passed a unit's use (each sample counts once per probe, those in hand by how far
+            they are).
     """
 
     probes: int = 4
@@ -169,6 +156,7 @@ def walk(
     run = _Probing(setup, wanted, options, cotangents, len(numbers))
     for first in range(0, len(numbers), options.together):
         yield from run.group(numbers[first : first + options.together])
+    run.end()
 
 
 def signed(setup: Setup, seed: int) -> Cotangents:
@@ -205,8 +193,6 @@ class _Probing:
         self._setup = setup
         self._options = options
         self._cotangents = cotangents
-        self._walks = walks
-        self._done = 0
         self._flow = Dataflow.of(setup.program.model)
         self._entries = Entries.of(setup.table, wanted)
         self._uses = Uses.of(self._flow, self._entries.units)
@@ -223,26 +209,47 @@ class _Probing:
             quantizers={setup.program.steps[i].node: found for i, found in options.operands.items()},
         )
         self._layouts = find_layouts(self._plan, self._start, setup.batches)
+        amount = self._amount(walks)
         self._changes = Changes(
             program=setup.program,
             units=self._entries.units,
             candidates=self._entries.candidates,
             operands=self._uses.operands,
             quantize=options.quantize,
-            memory_bytes=options.changes_bytes if self._walks_again() else 0,
+            memory_bytes=options.changes_bytes if amount.feeds > 1 else 0,  # else nothing kept is of use
+        )
+        self._headway = Headway(self._uses.at, self._entries, amount, options.progress)
+
+    def _amount(self, walks: int) -> Amount:
+        """How much there is to do."""
+        batches, groups = self._setup.batches, -(-walks // self._options.together)
+        feeds = sum(1 for batch in range(len(batches)) for _ in self._layouts.feeds(batches, batch))
+        return Amount(
+            samples=len(batches.samples),
+            probes=walks,
+            groups=groups,
+            feeds=groups * feeds,
+            kept=groups * feeds == 1 or self._changes_bytes() <= self._options.changes_bytes,
         )
 
-    def _walks_again(self) -> bool:
-        """Whether the graph is walked back more than once for some probe or sample: else nothing kept is of use."""
-        batches = self._setup.batches
-        feeds = (feed for batch in range(len(batches)) for feed in self._layouts.feeds(batches, batch))
-        return self._walks > self._options.together or len(list(islice(feeds, 2))) > 1
+    def _changes_bytes(self) -> int:
+        """Memory of all candidates' changes, in float32 and better."""
+        return sum(
+            max(4, self._setup.program.constant(unit.node).dtype.itemsize)
+            * unit.info.weights
+            * len(candidates)
+            for unit, candidates in zip(self._entries.units, self._entries.candidates, strict=True)
+        )
 
     def _find_reaches(self) -> Reaches:
         if self._options.follow_bits < 1:
             return Reaches.none()
         everything = Uses.of(self._flow, self._setup.table.units)
         return Reaches.find(self._setup.program, self._flow, everything, self._uses.at)
+
+    def end(self) -> None:
+        """All groups are done."""
+        self._headway.end()
 
     def group(self, probes: range) -> Iterator[ProbeValues]:
         """Probes that share their forward passes."""
@@ -251,13 +258,7 @@ class _Probing:
         for batch in range(len(batches)):
             for feed in self._layouts.feeds(batches, batch):
                 self._walk(probes, feed, totals)
-                self._done += len(probes) * feed.kept
-                self._tell(self._done)
         yield from totals.each()
-
-    def _tell(self, samples: float) -> None:
-        if self._options.progress is not None:
-            self._options.progress(samples, self._walks * len(self._setup.batches.samples))
 
     @property
     def _start(self) -> Place | None:
@@ -272,8 +273,7 @@ class _Probing:
         totals.counted[feed.samples] = True if mask is None else (mask != 0).any(-1).cpu()
         if self._start is None:
             return
-        samples, passed = len(probes) * feed.kept, 1.0 / (1.0 + _PASSES_PER_WALK * len(probes))
-        walks, shares = 1.0 - passed, _shares(self._uses, self._entries.units, feed.kept)
+        self._headway.fed(feed.kept, len(probes))
         following = Following(
             reaches=self._reaches,
             output=self._start[0],
@@ -285,15 +285,13 @@ class _Probing:
         walk = _Walk(feed=feed, mask=mask, following=following, totals=totals)
 
         def visited(visit: Visit) -> None:
-            nonlocal passed
             node = visit.step.node
             following.pass_by(visit)
-            if node in shares:
+            if node in self._uses.at:
                 if any(visit.outputs):
                     self._visit(visit, walk)
                 following.leave(node)
-                passed = min(passed + walks * shares[node], 1.0)
-                self._tell(self._done + samples * passed)
+                self._headway.passed(node)
 
         tape.backward(following.begin(), visited)
 
@@ -369,14 +367,3 @@ class _Probing:
             for index, change in enumerate(self._options.activation_changes(unit, source, value, seen)):
                 found = products.with_output(change)[:, : feed.kept]
                 walk.totals.add_activation(unit.info.name, index, feed.samples, found)
-
-
-def _shares(uses: Uses, units: Sequence[Unit], samples: int) -> dict[Node, float]:
-    """Roughly which share of a walk over so many samples each visited step is."""
-
-    def amount(unit: Unit) -> float:
-        return 1.0 + samples * load(unit.info) + _MACS_PER_WEIGHT * unit.info.weights
-
-    loads = {node: math.fsum(amount(units[use.unit]) for use in found) for node, found in uses.at.items()}
-    total = math.fsum(loads.values())
-    return {node: value / total for node, value in loads.items()}

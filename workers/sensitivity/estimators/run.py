@@ -14,9 +14,10 @@ from workers.graph.units import Unit
 from workers.sensitivity.engine import sizes
 from workers.sensitivity.estimators.around import probe_around
 from workers.sensitivity.estimators.changes import Quantizer
+from workers.sensitivity.estimators.headway import Progress
 from workers.sensitivity.estimators.pairs import Pairs
 from workers.sensitivity.estimators.precision import native_half
-from workers.sensitivity.estimators.probe import PositionMasks, ProbeOptions, Progress, probe
+from workers.sensitivity.estimators.probe import PositionMasks, ProbeOptions, probe
 from workers.sensitivity.estimators.scores import scores
 from workers.sensitivity.exact import Setup
 from workers.sensitivity.mixture import MixedReference

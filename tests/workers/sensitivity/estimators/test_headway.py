@@ -1,0 +1,85 @@
+"""How far a probe is: as shares of what all of it takes, reckoned here by hand."""
+
+import pytest
+
+from tests.workers.sensitivity.estimators import models
+from workers.graph.dataflow import Dataflow, operator_name
+from workers.sensitivity.estimators import headway
+from workers.sensitivity.estimators.entries import Entries
+from workers.sensitivity.estimators.headway import Amount, Headway
+from workers.sensitivity.estimators.probe import ProbeOptions, probe
+from workers.sensitivity.estimators.uses import Uses
+from workers.sensitivity.sharding import load
+
+
+def entries_and_uses(setup, wanted):
+    entries = Entries.of(setup.table, wanted)
+    return entries, Uses.of(Dataflow.of(setup.program.model), entries.units).at
+
+
+def told_by(setup, wanted, amount, walks):
+    """Shares that are told while walks, of (samples, probes) each, pass all steps."""
+    entries, at = entries_and_uses(setup, wanted)
+    told = []
+    way = Headway(at, entries, amount, lambda done, total: told.append(done / total))
+    for samples, probes in walks:
+        way.fed(samples, probes)
+        for node in reversed(at):
+            way.passed(node)
+    way.end()
+    return told
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_candidates_are_made_once_where_they_are_kept(make_setup, kept):
+    case = make_setup(*models.build("linear"))
+    amount = Amount(samples=10, probes=4, groups=1, feeds=2, kept=kept)
+    told = told_by(case.setup, case.wanted, amount, [(6, 4), (4, 4)])
+    passing = sum(load(unit.info) for unit in case.units)
+    making = sum(headway.MACS_PER_CHANGE * unit.info.weights * 3 for unit in case.units)
+    walk = 1 + 4 * headway.PASSES_PER_WALK
+    total = 10 * passing * walk + making * (1 if kept else 2)
+    assert told[len(case.units) - 1] == pytest.approx((6 * passing * walk + making) / total)
+    assert told[-2:] == [pytest.approx(1.0), 1.0]
+    assert told == sorted(told)
+
+
+def test_probes_that_do_not_share_their_forward_passes_take_more(make_setup):
+    case = make_setup(*models.build("linear"))
+    amount = Amount(samples=10, probes=3, groups=2, feeds=2, kept=True)
+    told = told_by(
+        case.setup, [(name, c) for name, c in case.wanted if c.bits == 2], amount, [(10, 2), (10, 1)]
+    )
+    passing = sum(load(unit.info) for unit in case.units)
+    making = sum(headway.MACS_PER_CHANGE * unit.info.weights for unit in case.units)
+    first, second = (10 * passing * (1 + n * headway.PASSES_PER_WALK) for n in (2, 1))
+    assert told[len(case.units) - 1] == pytest.approx((first + making) / (first + second + making))
+
+
+def test_the_look_up_of_a_tied_table_takes_next_to_nothing(make_setup):
+    case = make_setup(*models.build("tied"))
+    _, at = entries_and_uses(case.setup, case.wanted)
+    look_ups = [operator_name(node) == "embedding" for node in reversed(at)]
+    assert any(look_ups)
+    assert not all(look_ups)
+    amount = Amount(samples=1000, probes=4, groups=1, feeds=1, kept=True)
+    told = told_by(case.setup, case.wanted, amount, [(1000, 4)])
+    for look_up, before, after in zip(look_ups[1:], told, told[1:], strict=False):
+        assert (after - before < 1e-2) == look_up
+
+
+def test_the_amount_is_that_of_the_feeds(make_setup, monkeypatch):
+    """Five samples in batches of three, three probes of which two share their forward passes."""
+    case = make_setup(*models.build("linear"))
+    amounts = []
+    monkeypatch.setattr(
+        "workers.sensitivity.estimators.probe.Headway",
+        lambda at, entries, amount, progress: (
+            amounts.append(amount) or Headway(at, entries, amount, progress)
+        ),
+    )
+    each = next(case.module.parameters()).element_size()
+    weights = sum(each * 3 * unit.info.weights for unit in case.units)
+    for most in (weights, weights - 1):
+        list(probe(case.setup, case.wanted, ProbeOptions(probes=3, together=2, changes_bytes=most)))
+    assert amounts == [Amount(samples=5, probes=3, groups=2, feeds=4, kept=kept) for kept in (True, False)]

@@ -1,0 +1,103 @@
+"""How far a probe is, told after each unit's step that walks pass: for progress and the time left."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from workers.graph.dataflow import operator_name
+from workers.sensitivity.estimators.entries import Entries
+from workers.sensitivity.estimators.uses import Use
+from workers.sensitivity.sharding import load
+
+PASSES_PER_WALK = 1.35
+"""What a walk back with its products takes, in forward passes: EfficientNet-Lite0 in float32, four probes, six candidates for
+each unit."""
+MACS_PER_WEIGHT = 60.0
+"""What products with a weight's candidates take, in multiply-accumulates of the forward pass: MiniLM, likewise."""
+MACS_PER_CHANGE = 400.0
+"""What making a candidate's weight takes, for each of its numbers: SmolLM2-135M, MiniLM. EfficientNet-Lite0's take more than
+twice that, and are few."""
+
+Progress = Callable[[float, int], None]
+"""Told how many samples are done, and of how many; may raise to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """What there is to do.
+
+    Args:
+        samples: Each walked back over once per probe.
+        probes: How many.
+        groups: Of probes that share their forward passes.
+        feeds: How many parts the samples are fed in, over all groups.
+        kept: Candidates are made once, not once for each feed.
+    """
+
+    samples: int
+    probes: int
+    groups: int
+    feeds: int
+    kept: bool
+
+
+class Headway:
+    """Counts what is done, in multiply-accumulates of forward passes.
+
+    Args:
+        at: Units' steps.
+        entries: What is probed.
+        amount: How much of it.
+        progress: Told of it.
+    """
+
+    def __init__(
+        self, at: Mapping[Node, tuple[Use, ...]], entries: Entries, amount: Amount, progress: Progress | None
+    ) -> None:
+        units = [unit.info for unit in entries.units]
+        self._progress = progress
+        self._amount = amount
+        self._passing = max(sum(map(load, units)), 1.0)
+        self._making = [
+            MACS_PER_CHANGE * unit.weights * len(candidates)
+            for unit, candidates in zip(units, entries.candidates, strict=True)
+        ]
+        self._units = {node: [use.unit for use in uses] for node, uses in at.items()}
+        fed = amount.samples * amount.groups / max(amount.feeds, 1)
+        amounts = {
+            # Of tied weights the look-up computes nothing.
+            node: 1.0
+            + sum(fed * load(units[i]) + MACS_PER_WEIGHT * units[i].weights for i in numbers)
+            * (operator_name(node) != "embedding")
+            for node, numbers in self._units.items()
+        }
+        self._shares = {node: each / sum(amounts.values()) for node, each in amounts.items()}
+        passes = amount.samples * (amount.groups + PASSES_PER_WALK * amount.probes)
+        self._total = passes * self._passing + sum(self._making) * (1 if amount.kept else amount.feeds)
+        self._done = 0.0
+        self._walking = 0.0
+        self._made: set[int] = set()
+
+    def fed(self, samples: int, probes: int) -> None:
+        """So many samples have been passed forward, for so many probes."""
+        self._done += samples * self._passing
+        self._walking = PASSES_PER_WALK * probes * samples * self._passing
+        if not self._amount.kept:
+            self._made.clear()
+
+    def passed(self, node: Node) -> None:
+        """Their walks have passed a unit's step."""
+        new = set(self._units[node]) - self._made
+        self._made |= new
+        self._done += self._walking * self._shares[node] + sum(self._making[unit] for unit in new)
+        self._tell(self._done / self._total)
+
+    def end(self) -> None:
+        """All of it is done."""
+        self._tell(1.0)
+
+    def _tell(self, share: float) -> None:
+        if self._progress is not None:
+            samples = self._amount.probes * self._amount.samples
+            self._progress(samples * min(share, 1.0), samples)
