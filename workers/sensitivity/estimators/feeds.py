@@ -1,12 +1,14 @@
 """What is fed to the model in one walk, and where the samples lie inside."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from workers.errors import MeasurementFailed
+from workers.graph.program import Program
 from workers.sensitivity.batches import Batches
 from workers.sensitivity.estimators.layout import SampleLayout, find_layout
 from workers.sensitivity.estimators.tape import Place, Plan, Tape, Visit
@@ -76,6 +78,29 @@ class Layouts:
                 offset=start,
                 samples=slice(first + start, first + start + count),
             )
+
+
+_KNOWN: WeakKeyDictionary[Program, dict[Hashable, Layouts]] = WeakKeyDictionary()
+"""What was found of a program: a worker probes the same one part by part, and looking takes as long as two samples' walks."""
+
+
+def layouts_of(plan: Plan, start: Place | None, batches: Batches) -> Layouts:
+    """As `find_layouts`, which looks once for all walks over the same program that visit the same and are fed the same shapes."""
+    shapes = tuple(tuple(tensor.shape[1:]) for tensor in batches.inputs_of(0))
+    fed = batches.size if batches.fixed else 0
+    key = (
+        start,
+        frozenset(plan.wanted),
+        frozenset(plan.kept),
+        frozenset(plan.quantizers),
+        plan.through,
+        fed,
+        shapes,
+    )
+    known = _KNOWN.setdefault(plan.program, {})
+    if key not in known:
+        known[key] = find_layouts(plan, start, batches)
+    return known[key]
 
 
 def find_layouts(plan: Plan, start: Place | None, batches: Batches) -> Layouts:

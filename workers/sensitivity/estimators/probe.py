@@ -36,7 +36,7 @@ from workers.sensitivity.estimators.changes import Changes, Quantizer, round_to_
 from workers.sensitivity.estimators.contraction import InnerProducts, contract
 from workers.sensitivity.estimators.cotangents import random_signs
 from workers.sensitivity.estimators.entries import Entries
-from workers.sensitivity.estimators.feeds import Feed, find_layouts
+from workers.sensitivity.estimators.feeds import Feed, layouts_of
 from workers.sensitivity.estimators.following import Following
 from workers.sensitivity.estimators.headway import Amount, Headway, Progress
 from workers.sensitivity.estimators.precision import Precision
@@ -208,7 +208,7 @@ class _Probing:
             kept=self._reaches.kept,
             quantizers={setup.program.steps[i].node: found for i, found in options.operands.items()},
         )
-        self._layouts = find_layouts(self._plan, self._start, setup.batches)
+        self._layouts = layouts_of(self._plan, self._start, setup.batches)
         amount = self._amount(walks)
         self._changes = Changes(
             program=setup.program,

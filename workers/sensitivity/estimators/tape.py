@@ -8,7 +8,7 @@ pass is paid once for all cotangents; and whoever visits a step sees all cotange
 Weights need no gradients, so that a backward walk is that of the activations alone.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -115,7 +115,7 @@ class Plan:
     program: Program
     flow: Dataflow
     active: frozenset[Node]
-    wanted: Container[Node]
+    wanted: Collection[Node]
     through: bool
     precision: Precision
     kept: Mapping[Node, frozenset[Node]] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import torch
 from tests.workers.sensitivity.estimators import models
 from workers.graph.program import Program
 from workers.intake.dataset import PositionMask
+from workers.sensitivity.estimators import feeds
 from workers.sensitivity.estimators.probe import ProbeOptions, probe
 from workers.sensitivity.estimators.run import _masks
 from workers.sensitivity.estimators.tape import Tape
@@ -23,16 +24,37 @@ def test_samples_that_need_much_memory_are_fed_in_parts(make_setup, monkeypatch)
         fed.append((len(inputs[0]), self.computed_bytes))
 
     monkeypatch.setattr(Tape, "__init__", record)
+    feeds._KNOWN.clear()
     monkeypatch.setattr("workers.sensitivity.estimators.feeds._MOST_BYTES", 0)
     (one_by_one,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
     (layouts, *walks) = fed
     assert [samples for samples, _ in walks] == [1, 1, 1, 1, 1]
     fed.clear()
+    feeds._KNOWN.clear()
     monkeypatch.setattr("workers.sensitivity.estimators.feeds._MOST_BYTES", 2 * layouts[1])
     (in_parts,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
     assert [samples for samples, _ in fed[1:]] == [3, 2], "four have room, and parts are alike"
     for found in (one_by_one, in_parts):
         torch.testing.assert_close(found.weights, expected.weights, rtol=1e-9, atol=1e-14)
+
+
+def test_where_samples_lie_is_found_once_for_a_program(make_setup, monkeypatch):
+    """A worker probes part by part; another model, others of its units, and other shapes are looked at anew."""
+    looked = []
+    find = feeds.find_layouts
+    monkeypatch.setattr(feeds, "find_layouts", lambda *given: looked.append(given) or find(*given))
+    case, other = (make_setup(*models.build("convolutions"), batch_size=2) for _ in range(2))
+    (first,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
+    (again,) = probe(case.setup, case.wanted, ProbeOptions(probes=1))
+    assert torch.equal(first.weights, again.weights)
+    assert len(looked) == 1
+    list(probe(case.setup, case.wanted[-1:], ProbeOptions(probes=1)))
+    assert len(looked) == 2
+    list(probe(other.setup, other.wanted, ProbeOptions(probes=1)))
+    assert len(looked) == 3
+    fixed = make_setup(*models.build("convolutions"), batch_size=3, fixed=3)
+    list(probe(fixed.setup, fixed.wanted, ProbeOptions(probes=1)))
+    assert len(looked) == 4
 
 
 class Viewed(torch.nn.Module):
