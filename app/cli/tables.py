@@ -76,12 +76,14 @@ def plans(document: Document) -> Table:
     held_out = document.get("evaluation") is not None
     where = "evaluation" if held_out else "calibration"
     operations = counts_operations(document)
+    rows = [*document.get("plans", []), *document.get("baselines", [])]
+    classes = any("top1_agreement" in (row.get("measured") or {}) for row in rows)
     shown = table(
         "Plans, measured on the whole model with all units quantized together",
         "Plan", ">Average", ">Weights", ">File", *([">Bit operations"] if operations else []),
-        f">{heading}: predicted", f">measured ± std. error, {where}", ">Top-1 agreement",
+        f">{heading}: predicted", f">measured ± std. error, {where}",
+        *([">Top-1 agreement"] if classes else []),
     )  # fmt: skip
-    rows = [*document.get("plans", []), *document.get("baselines", [])]
     for row in sorted(rows, key=lambda plan: plan.get("size_bits") or 0):
         requested = row.get("role") == "requested"
         shown.add_row(
@@ -92,7 +94,7 @@ def plans(document: Document) -> Table:
             *([quantities.operations(row.get("bit_operations"))] if operations else []),
             quantities.number((row.get("predicted") or {}).get(metric)),
             _measured(row, metric, where),
-            _measured(row, "top1_agreement", where, digits_of="percent"),
+            *([_measured(row, "top1_agreement", where, digits_of="percent")] if classes else []),
             style="bold green" if requested else "",
         )
     return shown

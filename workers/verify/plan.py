@@ -36,8 +36,8 @@ def measure_plan(request: PlanRequest, progress: Progress | None = None) -> dict
 
     Returns:
         The metrics asked for, by their names; further ``top1_agreement`` (share of samples, or positions,
-        where both models have the same largest output) if the outputs have classes, and with labels
-        ``top1_accuracy`` and ``float_top1_accuracy``.
+        where both models have the same largest output) if the outputs have classes: not where squared errors alone are asked
+        for, of embeddings or images, unless there are labels; and with labels ``top1_accuracy`` and ``float_top1_accuracy``.
 
     Raises:
         ModelRefused: The model file breaks a rule, or a weight is not finite.
@@ -149,7 +149,8 @@ def _compare(
             found[metric.value] = metrics.squared_error(reference, output, counted)
         else:
             found[metric.value] = sample_costs(metric, reference, output, labels, 1.0, counted=counted)
-    if output.dim() > 1 and output.shape[-1] > 1:
+    classes = labels is not None or any(metric is not Metric.MSE for metric in wanted)
+    if classes and output.dim() > 1 and output.shape[-1] > 1:
         found["top1_agreement"] = metrics.top1_agreement(reference, output, counted)
         if labels is not None:
             metrics.require_labels(output, labels)

@@ -21,6 +21,7 @@ from app.cli.output import Exit, Output, check_writable
 from app.client import ApiProblem, Unreachable
 from app.errors import BudgetBelowMinimum, DatabaseUnavailable, InvalidRequest, NotFound, StorageFull
 from solver.errors import BudgetError, PinError
+from tests.app.dashboard.samples import result_document
 from workers.errors import DatasetRefused, MeasurementFailed, ModelRefused, RequestRefused
 
 PLAN = {
@@ -348,3 +349,17 @@ def test_a_search_without_a_plan_tells_what_is_measured_and_what_estimated() -> 
     said = console.export_text()
     assert "1 entries are measured, 2 estimated" in said
     assert "4/a8 · channel-asymmetric" in said
+
+
+def test_agreement_is_shown_where_outputs_are_classes():
+    document = result_document()
+
+    def printed():
+        console = Console(file=io.StringIO(), width=220)
+        console.print(tables.plans(document))
+        return console.file.getvalue()
+
+    assert "Top-1 agreement" in printed()
+    for plan in (*document["plans"], *document["baselines"]):
+        plan["measured"].pop("top1_agreement", None)
+    assert "Top-1 agreement" not in printed()

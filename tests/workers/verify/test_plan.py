@@ -115,6 +115,17 @@ def test_without_labels_there_is_no_accuracy(files):
     assert measured.keys() == {"kl", "top1_agreement"}
 
 
+def test_the_largest_number_of_an_embedding_is_no_answer(files):
+    """Squared errors alone compare no classes, unless labels say that there are some."""
+    folder = files[3]
+    unlabelled = measure_plan(request(folder, data="data", metrics=(Metric.MSE,)))
+    assert unlabelled.keys() == {"mse"}
+    both = measure_plan(request(folder, data="data", metrics=(Metric.MSE, Metric.KL)))
+    assert both.keys() == {"mse", "kl", "top1_agreement"}
+    labelled = measure_plan(request(folder, metrics=(Metric.MSE,)))
+    assert labelled.keys() == {"mse", "top1_agreement", "top1_accuracy", "float_top1_accuracy"}
+
+
 def test_a_subset_of_the_data(files):
     measured = measure_plan(request(files[3], samples=4, metrics=(Metric.KL,)))
     assert measured["kl"].samples == 4
