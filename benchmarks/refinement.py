@@ -148,6 +148,9 @@ def main() -> None:
     parser.add_argument("--limit", help="on bit operations, e.g. 1.2G")
     parser.add_argument("--samples", type=int, help="calibration samples to use; all if not given")
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument(
+        "--refine-passes", type=float, help="what steps may take; a share of the rest if not given"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write every number")
     given = parser.parse_args()
@@ -173,6 +176,7 @@ def main() -> None:
         "activation_candidates": given.activations,
         "limits": {} if given.limit is None else {"bit_operations": given.limit},
         **({} if given.compare is None else {"compare": given.compare}),
+        **({} if given.refine_passes is None else {"refine_passes": given.refine_passes}),
     }
     with job_progress(Console(stderr=True)) as progress:
         document = search(
