@@ -1,5 +1,6 @@
 """Progress of a job on a terminal: a bar with the time left, or plain lines where there is no terminal."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,9 @@ _STAGES = {
     "refine": "refining plans",
 }
 _LINE_EVERY = 0.1
-"""Without a terminal: a line for each such fraction of the work."""
+"""Without a terminal: a line for each such fraction of the work, where there is more to do than was thought,"""
+_LINE_AFTER_S = 60.0
+"""and after so many seconds without one."""
 
 
 class _TimeLeft(ProgressColumn):
@@ -43,11 +46,14 @@ class _TimeLeft(ProgressColumn):
 class JobProgress:
     """Shows a job's progress documents; made by `job_progress`."""
 
-    def __init__(self, console: Console, bar: Progress | None) -> None:
+    def __init__(
+        self, console: Console, bar: Progress | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self._console = console
         self._bar = bar
         self._task = bar.add_task("waiting", total=1.0, counts="", eta_seconds=None) if bar else None
-        self._last = ("", -1.0)
+        self._last = ("", -1.0, clock())
 
     def update(self, state: str, progress: Mapping[str, Any] | None) -> None:
         """Show how a job stands.
@@ -66,8 +72,10 @@ class JobProgress:
                 self._task, description=words, completed=fraction, counts=counts, eta_seconds=eta
             )
             return
-        if words != self._last[0] or fraction >= self._last[1] + _LINE_EVERY:
-            self._last = (words, fraction)
+        told, before, moment = self._last
+        moved = not before <= fraction < before + _LINE_EVERY
+        if words != told or moved or self._clock() >= moment + _LINE_AFTER_S:
+            self._last = (words, fraction, self._clock())
             if progress is None:
                 _print_line(self._console, words)
                 return

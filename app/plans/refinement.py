@@ -63,6 +63,27 @@ class End(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What is next.
+
+    Args:
+        number: Of the next trial.
+        rounds: Steps taken so far.
+        tried: Numbers of the trials around the last plan.
+        best: The one of them to be taken, were it the last; ``None`` if none of them holds.
+        trust: How far to believe what was found; ``None`` when there is nothing more to try around this plan.
+        end: Why there is nothing more to do; ``None`` if there is, or the best one is to be taken.
+    """
+
+    number: int
+    rounds: int
+    tried: tuple[int, ...]
+    best: int | None
+    trust: Trust | None
+    end: End | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of a step. Costs are means over all calibration samples.
 
@@ -131,7 +152,7 @@ def crossed_changes(
 
 
 def judge(
-    turn: "Turn",
+    turn: Turn,
     changed: int,
     before: NDArray[np.float64],
     after: NDArray[np.float64],
@@ -164,31 +185,10 @@ def judge(
     )
 
 
-def unchanged(turn: "Turn", before: NDArray[np.float64]) -> Outcome:
+def unchanged(turn: Turn, before: NDArray[np.float64]) -> Outcome:
     """A step that leads nowhere, or where another one around the same plan has led."""
     nothing = np.zeros(len(before))
     return judge(turn, 0, before, before, (nothing, nothing))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """What is next.
-
-    Args:
-        number: Of the next trial.
-        rounds: Steps taken so far.
-        tried: Numbers of the trials around the last plan.
-        best: The one of them to be taken, were it the last; ``None`` if none of them holds.
-        trust: How far to believe what was found; ``None`` when there is nothing more to try around this plan.
-        end: Why there is nothing more to do; ``None`` if there is, or the best one is to be taken.
-    """
-
-    number: int
-    rounds: int
-    tried: tuple[int, ...]
-    best: int | None
-    trust: Trust | None
-    end: End | None
 
 
 def next_turn(outcomes: Sequence[Mapping[str, Any]], *, rounds: int, regret: float) -> Turn:

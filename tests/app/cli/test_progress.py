@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from app.cli.progress import job_progress, transfer_progress
+from app.cli.progress import JobProgress, job_progress, transfer_progress
 
 
 def document(done: int, eta: float | None = None) -> dict[str, object]:
@@ -39,6 +39,28 @@ def test_in_a_log_each_stage_and_each_tenth_is_a_line() -> None:
         "solving: 20 %",
         "refining plans: 25 % (1/4 parts)",
         "done: 100 % (7/7 plans)",
+    ]
+
+
+def test_a_log_is_not_silent_for_longer_than_a_minute() -> None:
+    text, now = io.StringIO(), [0.0]
+    progress = JobProgress(Console(file=text, width=100), None, clock=lambda: now[0])
+    for moment, done in ((0, 1), (59, 1), (61, 1), (100, 1), (110, 2), (169, 2), (171, 2)):
+        now[0] = float(moment)
+        progress.update("running", document(done))
+    shown = [line.split("(")[1].split("/")[0] for line in text.getvalue().splitlines()]
+    assert shown == ["1", "1", "2", "2"], "at 0, 61, 110 and 171 seconds"
+
+
+def test_more_to_do_than_was_thought_is_a_line() -> None:
+    text = io.StringIO()
+    with job_progress(Console(file=text, width=100)) as progress:
+        for done, total in ((9, 10), (9, 18), (10, 18), (11, 18)):
+            progress.update("running", document(done) | {"total": total, "fraction": done / total})
+    assert [line.split("(")[1].split(" ")[0] for line in text.getvalue().splitlines()] == [
+        "9/10",
+        "9/18",
+        "11/18",
     ]
 
 
