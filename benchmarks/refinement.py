@@ -34,6 +34,7 @@ from app.export import write_dataset  # noqa: E402
 from app.local import Files, search  # noqa: E402
 from app.settings import Settings  # noqa: E402
 from workers.contracts import Metric, Observation, PlanRequest  # noqa: E402
+from workers.intake.packing import packed  # noqa: E402
 from workers.verify.parts import PlanPart, measure_parts  # noqa: E402
 
 DATA = ROOT / ".bitwright" / "benchmarks"
@@ -178,14 +179,15 @@ def main() -> None:
         **({} if given.compare is None else {"compare": given.compare}),
         **({} if given.refine_passes is None else {"refine_passes": given.refine_passes}),
     }
-    with job_progress(Console(stderr=True)) as progress:
+    with packed(files.model) as model, job_progress(Console(stderr=True)) as progress:
+        files = replace(files, model=model)
         document = search(
             files,
             request,
             Settings(data_dir=DATA, workers=given.workers),
             lambda update: progress.update(update.state, update.progress),
         )
-    table = rows(document, files, report, given)
+        table = rows(document, files, report, given)
     print(markdown(table))
     if given.json:
         given.json.write_text(json.dumps([asdict(row) for row in table], indent=2) + "\n")
