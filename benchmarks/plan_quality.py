@@ -4,9 +4,10 @@ For each model and quantizer scheme every metric (measured, estimated, or both) 
 applied to the whole model and measured on other photos or documents, next to the largest uniform plan within the budget and
 to random plans that fill it. Everything goes through the same search as ``bitwright search``: what an interrupted run has
 measured is kept, and equal plans of several metrics are measured once. Prints a Markdown table for each model and scheme;
-``--json`` writes every number, ``--plots`` draws a figure for each model::
+``--json`` writes every number, beside those of the same data that are in the file already, ``--plots`` draws a figure for each
+model, with these as well::
 
-    python benchmarks/plan_quality.py --json plan_quality.json --plots docs/images
+    python benchmarks/plan_quality.py --json benchmarks/results/plan_quality.json --plots docs/images
     python benchmarks/plan_quality.py --models smollm2 --minutes 12
     python benchmarks/plan_quality.py --quick --models efficientnet-lite0
 
@@ -16,11 +17,10 @@ better, stands in the last column.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(ROOT), str(ROOT / "examples"), *(p for p in sys.path if p != str(HERE)), str(HERE)]
 
 from quality_models import CASES, METRICS, Case, Prepared, prepare  # noqa: E402 - from the folders just added
-from quality_rows import Row, Table, markdown, overview  # noqa: E402
+from quality_results import Outcome, read, together, write  # noqa: E402
+from quality_rows import Table, markdown, overview  # noqa: E402
 from random_plans import random_plans  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -55,25 +56,6 @@ UNREFINED: dict[str, Any] = {"refine_rounds": 0}
 """What is compared is the metrics' own plans; only with the default are plans measured again around, as users have it."""
 QUICK: dict[str, Any] = {"budgets": (3.0, 4.0), "metrics": ("auto", "weight-mse"), "samples": 8, "random": 2}
 CONSOLE = Console(stderr=True)
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What is known of a model's plans."""
-
-    model: str
-    title: str
-    compare: str
-    task_title: str
-    task_of_float: float = 0.0
-    rows: list[Row] = field(default_factory=list)
-    uniform: dict[str, list[tuple[float, float, float | None]]] = field(default_factory=dict)
-    """Scheme -> average bits, cost and its standard error of each uniform plan."""
-    random: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Scheme -> budget -> costs of random plans."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Scheme and metric -> wall-clock seconds until the costs were known; what was known before is not counted."""
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +166,16 @@ def run(case: Case, given: argparse.Namespace) -> tuple[Outcome, str]:
     """One model's results, and how they read."""
     deadline = time.monotonic() + 60 * given.minutes
     CONSOLE.print(f"{case.title}: building model and data ...")
-    prepared = prepare(case, given.data / "models", given.evaluation_samples or case.evaluation_samples)
-    outcome = Outcome(model=case.name, title=case.title, compare=case.compare, task_title=prepared.task.title)
+    evaluated = given.evaluation_samples or case.evaluation_samples
+    prepared = prepare(case, given.data / "models", evaluated)
+    outcome = Outcome(
+        model=case.name,
+        title=case.title,
+        compare=case.compare,
+        task_title=prepared.task.title,
+        samples=given.samples or case.samples,
+        evaluation_samples=evaluated,
+    )
     settings = Settings(data_dir=given.data, workers=given.workers)
     with Engine(settings) as engine:
         Run(
@@ -269,12 +259,13 @@ def main() -> None:
                 print(text, flush=True)
                 outcomes.append(outcome)
     finally:
+        every = together(outcomes, read(given.json))
         if given.json:
-            given.json.write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
+            write(given.json, every)
         if given.plots:
             from quality_plots import draw  # noqa: PLC0415 - needs a browser, which tables do not
 
-            draw(outcomes, given.plots)
+            draw([outcome for outcome in every if outcome.model in given.models], given.plots)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plotly.graph_objects import Figure
+from quality_results import Outcome
 from quality_rows import RANDOM_BEST, RANDOM_MEDIAN, UNIFORM, Row
 
 from app.figures import theme
 from app.report import library, quantities
-
-if TYPE_CHECKING:
-    from plan_quality import Outcome
 
 WIDTH, HEIGHT, SCALE = 760, 470, 2
 _INK = "#222222"
@@ -44,7 +42,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 """Any of them draws; without one Playwright's own does, where it is installed."""
 
 
-def figure(outcome: "Outcome") -> Figure:
+def figure(outcome: Outcome) -> Figure:
     """The figure of a model: its first scheme."""
     scheme = outcome.rows[0].scheme
     rows = [row for row in outcome.rows if row.scheme == scheme]
@@ -72,13 +70,13 @@ def figure(outcome: "Outcome") -> Figure:
     return found
 
 
-def _random(outcome: "Outcome", scheme: str) -> list[tuple[float, float, float, float]]:
+def _random(outcome: Outcome, scheme: str) -> list[tuple[float, float, float, float]]:
     """Budget, least, median and largest cost of random plans."""
     costs = outcome.random.get(scheme, {})
     return sorted((float(b), min(c), median(c), max(c)) for b, c in costs.items() if c)
 
 
-def _uniform(outcome: "Outcome", scheme: str, last: float) -> list[tuple[float, float, float, float]]:
+def _uniform(outcome: Outcome, scheme: str, last: float) -> list[tuple[float, float, float, float]]:
     """Bits, cost less and plus its standard error, up to the largest budget."""
     return [
         (bits, max(cost - (error or 0), cost / 10), cost, cost + (error or 0))
@@ -137,7 +135,7 @@ def _add_handed_over(found: Figure, rows: Sequence[Row]) -> None:
         )
 
 
-def draw(outcomes: Iterable["Outcome"], folder: Path) -> list[Path]:
+def draw(outcomes: Iterable[Outcome], folder: Path) -> list[Path]:
     """Write ``plan-quality-MODEL.png`` for each model that has plans; where they are.
 
     Raises:

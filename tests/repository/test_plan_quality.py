@@ -5,6 +5,7 @@ import itertools
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ def load(name):
 random_plans = load("random_plans")
 rows = load("quality_rows")
 tasks = load("quality_tasks")
+results = load("quality_results")
 WIDTHS = (2, 3, 4, 6)
 
 
@@ -244,9 +246,58 @@ def test_every_metric_of_the_service_is_compared():
     assert not any(s.startswith("group:32") for c in models.CASES if c.name == "smollm2" for s in c.schemes)
 
 
+def outcome_of(model, **members):
+    about = {"title": model.upper(), "compare": "kl", "task_title": AGREEMENT.title}
+    return results.Outcome(model=model, **about, **{"samples": 8, "evaluation_samples": 4} | members)
+
+
+def test_results_of_several_runs_are_put_together(table, document, tmp_path):
+    """What is measured again takes the place of what was there; other metrics, schemes and models stay."""
+    path = tmp_path / "results.json"
+    assert results.read(path) == results.read(None) == []
+    first = outcome_of("m", notes=["out of time"], seconds={"channel-asymmetric auto": 5.0})
+    first.rows = [
+        table.uniform(4.0),
+        *table.searched("auto", document),
+        *table.searched("fisher", document),
+        replace(table.uniform(4.0), scheme="other"),
+    ]
+    first.uniform = {"channel-asymmetric": [(2.0, 5.0, 0.5), (8.0, 1.0, None)]}
+    first.random = {"channel-asymmetric": {"2.5": [3.0, 1.0]}}
+    elsewhere = outcome_of("n")
+    results.write(path, [first, elsewhere])
+    assert results.read(path) == [first, elsewhere]
+
+    second = outcome_of("m", seconds={"channel-asymmetric auto": 6.0})
+    second.rows = [replace(row, cost=0.125) for row in table.searched("auto", document)]
+    second.random = {"channel-asymmetric": {"4": [2.0]}}
+    both, other = results.together([second], results.read(path))
+    assert other == elsewhere
+    assert [(r.scheme, r.plan, r.budget) for r in both.rows] == [
+        ("channel-asymmetric", "uniform", 4.0),
+        ("channel-asymmetric", "fisher", 2.5),
+        ("channel-asymmetric", "fisher", 4.0),
+        ("channel-asymmetric", "auto", 2.5),
+        ("channel-asymmetric", "auto", 4.0),
+        ("other", "uniform", 4.0),
+    ]
+    assert {r.cost for r in both.rows if r.plan == "auto"} == {0.125}
+    assert both.uniform == first.uniform
+    assert both.random == {"channel-asymmetric": {"2.5": [3.0, 1.0], "4": [2.0]}}
+    assert (both.seconds, both.notes) == ({"channel-asymmetric auto": 6.0}, [])
+    assert results.together([], [first, elsewhere]) == [first, elsewhere]
+
+
+@pytest.mark.parametrize("member", ["samples", "evaluation_samples", "task_title"])
+def test_results_on_other_data_do_not_stand_in_one_table(table, member):
+    earlier = outcome_of("m", rows=[table.uniform(4.0)])
+    new = replace(outcome_of("m"), **{member: 5})
+    assert results.together([new], [earlier]) == [new]
+
+
 def test_a_figure_has_a_line_for_each_metric_and_bands_beside(table, document):
-    quality, plots = load("plan_quality"), load("quality_plots")
-    outcome = quality.Outcome(model="m", title="M", compare="kl", task_title=AGREEMENT.title)
+    plots = load("quality_plots")
+    outcome = outcome_of("m")
     outcome.rows = [
         table.uniform(4.0),
         *table.searched("auto", document),
@@ -268,13 +319,10 @@ def test_a_figure_has_a_line_for_each_metric_and_bands_beside(table, document):
 
 
 def test_figures_are_drawn_of_models_that_something_is_known_of(table, document, tmp_path):
-    quality, plots = load("plan_quality"), load("quality_plots")
+    plots = load("quality_plots")
     if not any(map(shutil.which, plots.BROWSERS)):
         pytest.skip("there is no Chromium on this machine")
-    known, unknown = (
-        quality.Outcome(model=name, title=name, compare="kl", task_title=AGREEMENT.title)
-        for name in ("known", "unknown")
-    )
+    known, unknown = (outcome_of(name) for name in ("known", "unknown"))
     known.rows = [table.uniform(4.0), *table.searched("auto", document)]
     unknown.rows = [table.uniform(4.0)]
     assert plots.draw([known, unknown], tmp_path) == [tmp_path / "plan-quality-known.png"]
