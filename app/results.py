@@ -67,7 +67,7 @@ def plan_json(plan: Plan, description: ModelDescription) -> dict[str, Any]:
     """A plan as every document shows it. Sizes are in bits."""
     measured = plan.measured or {}
     searched = sum(u.weights for u in description.units if u.name in plan.choices)
-    solver = {k: v for k, v in plan.solver.items() if k != "origin"}
+    solver = {k: v for k, v in plan.solver.items() if k not in ("origin", "refining")}
     return {
         "id": plan.id,
         "job": plan.job_id,

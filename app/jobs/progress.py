@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.jobs import evidence, repository
 from app.jobs.detail import details_of
-from app.jobs.forecast import seconds_left
+from app.jobs.forecast import Part, seconds_left
 from app.jobs.repository import PlanCounts, ProbeCounts, ShardCounts, TaskTimes
 from app.models import Job, JobState, Stage, TaskKind, TaskState, utc_now
 
@@ -75,12 +75,14 @@ def progress_of_all(
     plans = repository.plan_counts(session, wanted[Stage.VERIFY]) if wanted[Stage.VERIFY] else {}
     running = [job.id for job in jobs if job.state is JobState.RUNNING]
     times = repository.task_times(session, running) if running else {}
+    refined = [job_id for job_id, own in times.items() if _refines(own)]
+    ahead = repository.passes_ahead(session, refined) if refined else {}
 
     def progress(job: Job) -> Progress:
         own = times.get(job.id, ())
         if stages[job.id] is Stage.VERIFY:
             if _refines(own):
-                return refining(job, now, own)
+                return refining(job, now, own, ahead.get(job.id, ()))
             return verifying(job, plans.get(job.id, _NO_PLANS), now, own)
         if stages[job.id] is Stage.PROBE:
             return probing(job, probes.get(job.id, _NO_PROBES), now, own)
@@ -113,8 +115,8 @@ def verifying(job: Job, plans: PlanCounts, now: datetime, times: Sequence[TaskTi
     )
 
 
-def refining(job: Job, now: datetime, times: Sequence[TaskTimes]) -> Progress:
-    """Progress while verified plans are looked around."""
+def refining(job: Job, now: datetime, times: Sequence[TaskTimes], ahead: Sequence[float] = ()) -> Progress:
+    """Progress while verified plans are looked around; ``ahead``: passes likely to follow what is queued, of each."""
     states = [task.state for task in times if task.kind is TaskKind.REFINE]
     done = sum(state is TaskState.DONE for state in states)
     return _told(
@@ -126,6 +128,7 @@ def refining(job: Job, now: datetime, times: Sequence[TaskTimes]) -> Progress:
         unit="parts",
         kind=TaskKind.REFINE,
         times=times,
+        ahead=ahead,
     )
 
 
@@ -170,17 +173,19 @@ def _told(  # noqa: PLR0913 - what is shown of a stage
     unit: str,
     kind: TaskKind,
     times: Sequence[TaskTimes],
+    ahead: Sequence[float] = (),
 ) -> Progress:
-    """Progress of a stage whose tasks are alike, and tell how far they are while they run."""
+    """Progress of a stage whose tasks are alike, and tell how far they are while they run; ``ahead``: work not yet queued."""
     eta: float | None = None
     fraction = done / total if total else 0.0
     if job.state is JobState.DONE:
         fraction, eta = 1.0, 0.0
     elif job.state is JobState.RUNNING and (of_kind := [task for task in times if task.kind is kind]):
-        work = math.fsum(task.work for task in of_kind)
+        work = math.fsum([*(task.work for task in of_kind), *ahead])
         over = (task.work * (1.0 if task.state is TaskState.DONE else task.fraction) for task in of_kind)
         fraction = min(math.fsum(over) / work, 1.0) if work > 0.0 else 1.0
-        eta = seconds_left(evidence.of_tasks(of_kind, now), evidence.workers(times, now))
+        parts = [*evidence.of_tasks(of_kind, now), *(Part(work=passes, left=passes) for passes in ahead)]
+        eta = seconds_left(parts, evidence.workers(times, now))
     return Progress(
         stage=None if stage is None else ShownStage(stage),
         done=done,

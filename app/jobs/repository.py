@@ -193,6 +193,19 @@ def task_times(session: Session, job_ids: Sequence[str]) -> dict[str, list[TaskT
     return found
 
 
+def passes_ahead(session: Session, job_ids: Sequence[str]) -> dict[str, list[float]]:
+    """Passes that are likely to follow what is queued to be done around the plans of jobs, plan by plan."""
+    query = (
+        select(Plan.job_id, Plan.solver)
+        .where(Plan.job_id.in_(job_ids), Plan.role == PlanRole.REQUESTED)
+        .order_by(Plan.job_id, Plan.ordinal)
+    )
+    found: dict[str, list[float]] = defaultdict(list)
+    for job_id, solver in session.execute(query):
+        found[job_id].append(float(solver.get("refining", {}).get("passes_ahead", 0.0)))
+    return found
+
+
 def probe_counts(session: Session, job_ids: Sequence[str]) -> dict[str, ProbeCounts]:
     """Count the tasks that estimate."""
     done = func.sum(case((Task.state == TaskState.DONE, 1), else_=0)).label("done")

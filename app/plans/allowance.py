@@ -51,6 +51,15 @@ class Allowance:
             return End.MAX_PASSES
         return End.PASSES if spent + probing + measuring > self.passes else None
 
+    def cut(self, spent: float, ahead: float) -> float:
+        """As much of what is likely to follow as there are passes for.
+
+        Args:
+            spent: By refining this budget's plan so far, with what is queued.
+            ahead: What is likely to follow.
+        """
+        return max(min(ahead, self.passes - spent), 0.0)
+
 
 def probe_passes(probes: int) -> float:
     """What so many probes on all samples are reckoned at."""

@@ -35,6 +35,10 @@ TRUSTS = (
 """What is tried around each plan, as far as there are passes for it; of the steps that hold the best one is taken. How far the
 local model may be believed differs from plan to plan, and a step costs a seventh of the probes that all of them share."""
 
+_TAKEN = 0.5
+"""How often a step is taken around a plan, to tell how long it will go on: about every second time on the models of
+`benchmarks/plan_quality.py`."""
+
 CROSSED = tuple((way, folds) for way in range(2) for folds in ((0, 1), (2, 3)))
 """What is left out together in one part of the work: a way of cutting, and which of its folds."""
 
@@ -222,3 +226,21 @@ def next_turn(outcomes: Sequence[Mapping[str, Any]], *, rounds: int, regret: flo
         trust=TRUSTS[len(tried)] if more else None,
         end=end,
     )
+
+
+def passes_ahead(turn: Turn, *, rounds: int, queued: int, probing: float, measuring: float) -> float:
+    """Passes that are likely to follow what is queued.
+
+    Args:
+        turn: What is next.
+        rounds: How many steps may be taken.
+        queued: Steps around the last plan that are queued to be measured: 0 or 1.
+        probing: Passes that the probes around a plan take.
+        measuring: Passes that a step takes.
+    """
+    here = measuring * (len(TRUSTS) - len(turn.tried) - queued)
+    further, likely = 0.0, 1.0 if turn.best is not None else _TAKEN
+    for _ in range(rounds - turn.rounds - 1):
+        further += likely
+        likely *= _TAKEN
+    return here + further * (probing + measuring * len(TRUSTS))

@@ -30,6 +30,7 @@ from app.plans.refinement import (
     judge,
     next_turn,
     partitions,
+    passes_ahead,
     unchanged,
 )
 from app.plans.refining import PROBES, Choices, Refinement, changed, name_of, refinement_of
@@ -172,7 +173,7 @@ def go_on(session: Session, at: Refinement) -> None:
             _conclude(session, at, standing, rows)
             continue
         if kinds & {PartKind.PROBE}:
-            _queue(session, at.job_id, _measuring(at, turn.number))
+            _queue_next(session, at, turn, _measuring(at, turn.number))
             return
         wanted, then = _probing(at, standing), _measuring(at, turn.number)
         end = at.obstacle or turn.end
@@ -184,7 +185,7 @@ def go_on(session: Session, at: Refinement) -> None:
         if end is not None:
             finish(session, at, standing.base, end)
             return
-        _queue(session, at.job_id, wanted or then)
+        _queue_next(session, at, turn, wanted or then)
         return
 
 
@@ -236,7 +237,8 @@ def finish(session: Session, at: Refinement, base: Choices, end: End, problem: s
     assert plan is not None
     spent = math.fsum(row.work for row in _rows(session, at))
     about = {"ended": end.value, "passes": spent, "allowed_passes": at.allowance.passes}
-    plan.solver = plan.solver | {"refinement": about | ({} if problem is None else {"problem": problem})}
+    kept = {name: value for name, value in plan.solver.items() if name != "refining"}
+    plan.solver = kept | {"refinement": about | ({} if problem is None else {"problem": problem})}
     taken = [t.outcome for t in repository.trials(session, at.job_id, at.ordinal) if t.outcome["accepted"]]
     if not taken:
         session.flush()
@@ -310,6 +312,23 @@ def _unaffordable(
 
 def _passes(work: Iterable[Work], *kinds: PartKind) -> float:
     return math.fsum(each.passes for each in work if not kinds or each.part.kind in kinds)
+
+
+def _queue_next(session: Session, at: Refinement, turn: Turn, work: Sequence[Work]) -> None:
+    """Queue what is next, and note how much is likely to follow: what tells of progress has only rows."""
+    _queue(session, at.job_id, work)
+    plan = _plan(session, at.job_id, at.ordinal)
+    assert plan is not None
+    ahead = passes_ahead(
+        turn,
+        rounds=at.request["refine_rounds"],
+        queued=int(any(each.part.kind is PartKind.STEP for each in work)),
+        probing=probe_passes(PROBES + 1),
+        measuring=_passes(_measuring(at, turn.number)),
+    )
+    spent = math.fsum(row.work for row in _rows(session, at))
+    plan.solver = plan.solver | {"refining": {"passes_ahead": at.allowance.cut(spent, ahead)}}
+    session.flush()
 
 
 def _queue(session: Session, job_id: str, work: Sequence[Work]) -> None:

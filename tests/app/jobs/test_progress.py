@@ -221,6 +221,18 @@ def test_parts_may_weigh_more_than_others():
     assert progress.eta_seconds == pytest.approx(4 + 5 * 6 / 3)
 
 
+def test_what_is_likely_to_follow_is_work_to_be_done():
+    # 3 of 12 done in 6 s; 4 wait, and 3 and 2 more will, one after the other on the only worker.
+    tasks = [
+        task(TaskKind.REFINE, TaskState.DONE, 10, 4, work=3.0),
+        task(TaskKind.REFINE, TaskState.PENDING, work=4.0),
+    ]
+    progress = refining(job(stage=Stage.VERIFY), NOW, tasks, [3.0, 0.0, 2.0])
+    assert (progress.done, progress.total) == (1, 2), "parts that are not there yet are not counted"
+    assert progress.fraction == pytest.approx(3 / 12)
+    assert progress.eta_seconds == pytest.approx((4 + 3 + 2) * 6 / 3)
+
+
 def test_a_finished_job_is_done():
     progress = verifying(job(JobState.DONE, Stage.VERIFY, finished_at=NOW), PlanCounts(done=8, total=8), NOW)
     assert (progress.stage, progress.fraction, progress.eta_seconds) == (None, 1.0, 0.0)

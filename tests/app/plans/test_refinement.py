@@ -15,6 +15,7 @@ from app.plans.refinement import (
     judge,
     next_turn,
     partitions,
+    passes_ahead,
     rest,
     unchanged,
 )
@@ -136,6 +137,26 @@ def test_the_best_step_that_holds_is_the_one_to_take():
     assert (turn.trust, turn.end) == (TRUSTS[4], None), "one is still to be tried"
     turn = next_turn([*tried, outcome_of(1)], rounds=3, regret=0.01)
     assert (turn.best, turn.trust, turn.end) == (len(first) + 2, None, None)
+
+
+def test_what_is_likely_to_follow_shrinks_as_steps_fail():
+    """Of 20 passes for probes and 3 for a step; a step is taken around every second plan."""
+
+    def ahead(tried, queued=0, rounds=3):
+        turn = next_turn(tried, rounds=rounds, regret=0.0)
+        return passes_ahead(turn, rounds=rounds, queued=queued, probing=20.0, measuring=3.0)
+
+    round_of = 20 + 3 * ALL
+    assert ahead([]) == 3 * ALL + 0.75 * round_of, (
+        "as the probes are queued: all steps, and two more rounds at most"
+    )
+    assert ahead([], queued=1) == 3 * (ALL - 1) + 0.75 * round_of
+    assert ahead(around(0, trials=ALL - 1), queued=1) == 0.75 * round_of
+    held = [*around(0, trials=ALL - 2), outcome_of(0, holds=True)]
+    assert ahead(held, queued=1) == 1.5 * round_of, "one more round is certain"
+    assert ahead(around(0, taken=0)) == 3 * ALL + 0.5 * round_of
+    assert ahead(around(0, taken=0) + around(1, taken=1)) == 3 * ALL
+    assert ahead([], rounds=1) == 3 * ALL
 
 
 def test_what_earlier_versions_tried_is_gone_on_from():

@@ -8,6 +8,7 @@ import app.plans.refining
 from app.dispatch import store
 from app.dispatch.lifecycle import GiveUp
 from app.dispatch.shard import FAILED
+from app.jobs.repository import passes_ahead
 from app.models import (
     Model,
     Plan,
@@ -163,6 +164,31 @@ def test_refining_takes_no_more_than_its_share_of_what_costs_took(
     probed = sum(r.block.stop - r.block.start for r in nature.probed) / 40
     measured = sum(len(p.positions) for parts in nature.measured for p in parts) / 40
     assert 5 * 4.0 * probed + measured <= spent + 1e-6, "what was done is no more than what was reckoned"
+
+
+def test_what_is_likely_to_follow_is_told_with_each_part_and_never_more_than_is_allowed(
+    world, refining, nature, look
+):
+    job = refining(refine_passes=90.0)
+    told_ahead = []
+
+    def ahead():
+        with world.database.read() as session:
+            return passes_ahead(session, [job.id])[job.id]
+
+    while tasks := waiting(world, job):
+        if len(look(TrialPart, job)) > 1:  # the first one only sees what there is to do
+            (found,) = ahead()
+            spent = sum(part.work for part in look(TrialPart, job))
+            assert 0 <= found <= 90.0 - spent + 1e-6
+            told_ahead.append(found)
+        in_turn(world, tasks[:1])
+    assert told_ahead[0] == pytest.approx(15 + 0.75 * 35, abs=1e-6), (
+        "the probes and the plan are queued: 21 passes"
+    )
+    assert ahead() == [0.0]
+    (plan,) = [p for p in look(Plan, job) if p.role is PlanRole.REQUESTED]
+    assert "refining" not in plan.solver
 
 
 @pytest.mark.parametrize(("passes", "steps"), [(23.9, 0), (24.1, 1)])
