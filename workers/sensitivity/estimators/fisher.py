@@ -93,7 +93,7 @@ def squared_gradients(
         squares[unit] += gradient.double().square()
 
     start = _label_start(setup) if empirical else sign_start(setup, options, probe=0)
-    SampleGradients(setup, entries).each(start, see)
+    SampleGradients(setup, entries, options.tell).each(start, see)
     count = len(setup.batches.samples)
     return [square / count for square in squares]
 

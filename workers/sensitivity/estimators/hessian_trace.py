@@ -48,7 +48,7 @@ def hessian_trace(setup: Setup, entries: Entries, options: ProbeOptions, *, draw
     traces = torch.zeros(len(entries.units), dtype=torch.float64)
     for batch in range(len(setup.batches)):
         kept = setup.batches.kept(batch)
-        traces += kept * _batch_traces(setup, entries, batch, draws=draws, seed=options.seed)
+        traces += kept * _batch_traces(setup, entries, batch, options, draws=draws)
     traces /= len(setup.batches.samples)
     result = torch.zeros(entries.count, dtype=torch.float64)
     for number, unit in enumerate(entries.units):
@@ -57,7 +57,7 @@ def hessian_trace(setup: Setup, entries: Entries, options: ProbeOptions, *, draw
     return result
 
 
-def _batch_traces(setup: Setup, entries: Entries, batch: int, *, draws: int, seed: int) -> Tensor:
+def _batch_traces(setup: Setup, entries: Entries, batch: int, options: ProbeOptions, *, draws: int) -> Tensor:
     program = setup.program
     weights = [program.constant(unit.node).detach().requires_grad_() for unit in entries.units]
     with torch.enable_grad():
@@ -76,7 +76,8 @@ def _batch_traces(setup: Setup, entries: Entries, batch: int, *, draws: int, see
         try:
             gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
             for draw in range(draws):
-                traces += _one_draw(weights, gradients, seed=seed + 1009 * draw + 9176 * batch)
+                traces += _one_draw(weights, gradients, seed=options.seed + 1009 * draw + 9176 * batch)
+                options.tell(draws * batch + draw + 1, draws * len(setup.batches))
         except RuntimeError as error:
             raise MeasurementFailed(
                 f"the model has no second derivative: {error}",

@@ -56,6 +56,7 @@ def output_error(setup: Setup, entries: Entries, options: ProbeOptions) -> Tenso
     for batch in range(len(setup.batches)):
         environment = setup.program.environment(setup.batches.inputs_of(batch))
         setup.program.advance_with(environment, run)
+        options.tell(batch + 1, len(setup.batches))
     return scoring.result / scoring.samples_fed
 
 
@@ -98,6 +99,7 @@ def output_hessian(setup: Setup, entries: Entries, options: ProbeOptions) -> Ten
             cotangent = torch.zeros_like(output)
             cotangent[: feed.kept] = start(output[: feed.kept], feed)
             tape.backward([{(output_node, 0): cotangent}], lambda visit: scoring.add(visit, _weighed_squares))
+            options.tell(feed.samples.stop, len(setup.batches.samples))
     return scoring.result / len(setup.batches.samples)
 
 

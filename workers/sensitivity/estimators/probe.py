@@ -102,6 +102,11 @@ class ProbeOptions:
                     f"{name} is {getattr(self, name)}", name, getattr(self, name), "whole numbers from 1"
                 )
 
+    def tell(self, done: float, total: int) -> None:
+        """Tell how many samples are done, and of how many, if somebody wants to know."""
+        if self.progress is not None:
+            self.progress(done, total)
+
     def mask(self, batch: int, offset: int, kept: int) -> Tensor | None:
         """The mask of some samples of a batch."""
         found = None if self.position_masks is None else self.position_masks(batch)

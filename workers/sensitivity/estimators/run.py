@@ -47,7 +47,7 @@ def estimate(request: EstimateRequest, progress: Progress | None = None) -> Esti
 
     Args:
         request: What to estimate on what.
-        progress: See `workers.sensitivity.estimators.probe.ProbeOptions`; other estimators tell nothing.
+        progress: See `workers.sensitivity.estimators.probe.ProbeOptions`; estimators from weights alone tell nothing.
 
     Raises:
         WorkerError: See `workers.sensitivity.session.prepare` and `workers.sensitivity.estimators.probe.probe`.

@@ -18,6 +18,7 @@ from workers.graph.residency import tensors_in
 from workers.graph.units import Unit
 from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.feeds import Feed, Layouts
+from workers.sensitivity.estimators.headway import Progress
 from workers.sensitivity.estimators.layout import with_batch_stride
 from workers.sensitivity.estimators.precision import Precision
 from workers.sensitivity.estimators.tape import Plan, Tape, Visit
@@ -34,10 +35,12 @@ class SampleGradients:
     Args:
         setup: What to work on.
         entries: Whose units.
+        tell: Told how many samples are done, and of how many.
     """
 
-    def __init__(self, setup: Setup, entries: Entries) -> None:
+    def __init__(self, setup: Setup, entries: Entries, tell: Progress) -> None:
         self._setup = setup
+        self._tell = tell
         self._units = entries.units
         self._flow = Dataflow.of(setup.program.model)
         self._uses = Uses.of(self._flow, entries.units)
@@ -76,6 +79,7 @@ class SampleGradients:
                     alone[row] = cotangent[row]
                     starts.append({(output_node, 0): alone})
                 self._walk(tape, starts, feed, see)
+                self._tell(feed.samples.stop, len(batches.samples))
 
     def _walk(
         self,

@@ -175,3 +175,20 @@ def test_every_estimator_gives_a_finite_number_per_entry(make_setup):
         assert bool(found.isfinite().all())
         if estimator is not Estimator.HESSIAN_TRACE:
             assert bool((found > 0).all())
+
+
+@pytest.mark.parametrize("estimator", sorted(set(Estimator) - {Estimator.WEIGHT_MSE, Estimator.WEIGHT_SQNR}))
+def test_whoever_looks_at_data_tells_how_far_it_is_and_may_be_stopped(make_setup, estimator):
+    case = make_setup(*models.build("linear"), batch_size=2)
+    told = []
+    scores(case.setup, case.wanted, estimator, ProbeOptions(progress=lambda *given: told.append(given)))
+    shares = [done / total for done, total in told]
+    assert shares == sorted(shares)
+    assert len(set(shares)) >= 3, "five samples, two at a time"
+    assert shares[-1] == 1.0
+
+    def stop(_done, _total):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        scores(case.setup, case.wanted, estimator, ProbeOptions(progress=stop))
