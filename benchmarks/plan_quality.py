@@ -166,15 +166,14 @@ def run(case: Case, given: argparse.Namespace) -> tuple[Outcome, str]:
     """One model's results, and how they read."""
     deadline = time.monotonic() + 60 * given.minutes
     CONSOLE.print(f"{case.title}: building model and data ...")
-    evaluated = given.evaluation_samples or case.evaluation_samples
-    prepared = prepare(case, given.data / "models", evaluated)
+    prepared = prepare(case, given.data / "models", given.evaluation_samples or case.evaluation_samples)
     outcome = Outcome(
         model=case.name,
         title=case.title,
         compare=case.compare,
         task_title=prepared.task.title,
         samples=given.samples or case.samples,
-        evaluation_samples=evaluated,
+        evaluation_samples=prepared.evaluated,
     )
     settings = Settings(data_dir=given.data, workers=given.workers)
     with Engine(settings) as engine:
@@ -197,7 +196,7 @@ def report(outcome: Outcome, prepared: Prepared, given: argparse.Namespace) -> s
         lines += [
             (
                 f"{given.samples or case.samples} {case.sample} to calibrate, "
-                f"{given.evaluation_samples or case.evaluation_samples} others to evaluate; widths "
+                f"{prepared.evaluated} others to evaluate; widths "
                 f"{', '.join(map(str, CANDIDATES))}. {quantities.heading(case.compare)} to the float model, ± standard error; "
                 f"{task.title} of the float model: {task.text(outcome.task_of_float)}."
             ),

@@ -64,11 +64,12 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A case whose files are there."""
+    """A case whose files are there, and how many evaluation samples they hold."""
 
     case: Case
     files: Files
     task: Task
+    evaluated: int
 
 
 def _psnr(files: Files, taken: NDArray[np.int64], folder: Path) -> Task:
@@ -158,7 +159,7 @@ def prepare(case: Case, folder: Path, evaluation_samples: int) -> Prepared:
     assets = importlib.import_module(case.module or case.name.replace("-", "_")).build(place)
     path, taken = evaluation_part(assets.evaluation, evaluation_samples)
     files = Files(model=assets.model, calibration=assets.calibration, evaluation=path)
-    return Prepared(case=case, files=files, task=case.task(files, taken, place))
+    return Prepared(case=case, files=files, task=case.task(files, taken, place), evaluated=len(taken))
 
 
 def evaluation_part(path: Path, count: int) -> tuple[Path, NDArray[np.int64]]:

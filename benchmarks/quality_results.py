@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,11 +32,9 @@ class Outcome:
     @classmethod
     def of_json(cls, document: dict[str, Any]) -> Self:
         """As `dataclasses.asdict` gives it."""
-        known = {each.name for each in fields(cls)}
-        found = cls(**{name: value for name, value in document.items() if name in known})
-        found.rows = [Row(**row) for row in document["rows"]]
-        found.uniform = {scheme: [tuple(p) for p in plans] for scheme, plans in found.uniform.items()}
-        return found
+        rows = [Row(**row) for row in document["rows"]]
+        uniform = {scheme: [tuple(plan) for plan in plans] for scheme, plans in document["uniform"].items()}
+        return cls(**document | {"rows": rows, "uniform": uniform})
 
     def after(self, earlier: Self) -> Self:
         """Both together; what was found now takes the place of what an earlier run found, notes are those of now."""

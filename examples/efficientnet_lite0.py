@@ -87,6 +87,12 @@ def calibrated() -> tuple[torch.nn.Module, torch.Tensor, dict[str, Any]]:
     return float_model(), images[:2], {"inputs": images}
 
 
+def write_model(path: Path) -> None:
+    """Write the model file; one that is there is taken as it is."""
+    if not path.exists():
+        export_model(float_model(), torch.zeros(2, 3, SIZE, SIZE), path)
+
+
 def build(folder: Path) -> Assets:
     """Write model, calibration and evaluation file into a folder; a model file that is there is taken as it is."""
     assets = Assets(
@@ -94,8 +100,7 @@ def build(folder: Path) -> Assets:
         calibration=folder / "photos-calibration.safetensors",
         evaluation=folder / "photos-evaluation.safetensors",
     )
-    if not assets.model.exists():
-        export_model(float_model(), torch.zeros(2, 3, SIZE, SIZE), assets.model)
+    write_model(assets.model)
     write_dataset(assets.calibration, {"inputs": crops(CALIBRATION_PHOTOS, CALIBRATION_CROPS, seed=0)})
     write_dataset(assets.evaluation, {"inputs": crops(EVALUATION_PHOTOS, EVALUATION_CROPS, seed=1)})
     return assets

@@ -71,17 +71,13 @@ def debian_package(folder: Path, name: str) -> Path:
                 raise FileNotFoundError(
                     f"{tool}: Debian's package {name} is fetched by Debian's or Ubuntu's own tools"
                 )
-        with tempfile.TemporaryDirectory(dir=_made(folder)) as place:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
             subprocess.run(["apt-get", "download", name], cwd=place, check=True, capture_output=True)  # noqa: S603, S607 - a fixed command
             (archive,) = Path(place).glob("*.deb")
             subprocess.run(["dpkg-deb", "-x", archive.name, "contents"], cwd=place, check=True)  # noqa: S603, S607 - likewise
             (Path(place) / "contents").rename(contents)
     return contents
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def main(description: str | None, build: Callable[[Path], Assets], notes: dict[str, str]) -> None:

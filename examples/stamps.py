@@ -16,12 +16,11 @@ from pathlib import Path
 import efficientnet_lite0
 import numpy as np
 import packaged
-import torch
 from numpy.typing import NDArray
 from packaged import Assets
 from PIL import Image
 
-from app.export import export_model, write_dataset
+from app.export import write_dataset
 
 SIZE = efficientnet_lite0.SIZE
 PACKAGE = "tuxpaint-stamps-default"
@@ -79,8 +78,7 @@ def build(folder: Path) -> Assets:
         calibration=folder / "stamps-calibration.safetensors",
         evaluation=folder / "stamps-evaluation.safetensors",
     )
-    if not assets.model.exists():
-        export_model(efficientnet_lite0.float_model(), torch.zeros(2, 3, SIZE, SIZE), assets.model)
+    efficientnet_lite0.write_model(assets.model)
     for path, wanted in zip((assets.calibration, assets.evaluation), stamps(), strict=True):
         if not path.exists():
             write_dataset(path, {"inputs": photos(packaged.debian_package(folder, PACKAGE) / FOLDER, wanted)})

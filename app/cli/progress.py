@@ -27,9 +27,9 @@ _STAGES = {
     "refine": "refining plans",
 }
 _LINE_EVERY = 0.1
-"""Without a terminal: a line for each such fraction of the work, where there is more to do than was thought,"""
+"""Without a terminal: a line for each such fraction of the work, and where less of it is done than was told."""
 _LINE_AFTER_S = 60.0
-"""and after so many seconds without one."""
+"""Without a terminal: a line after so many seconds without one."""
 
 
 class _TimeLeft(ProgressColumn):

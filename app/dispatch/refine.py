@@ -15,6 +15,7 @@ from app.dispatch.heartbeat import Heartbeat, Progress
 from app.dispatch.requests import around_request, calibration_request
 from app.dispatch.work import Claim, JobFiles, ProbeValues, patiently
 from app.jobs.tasks import ProbePart
+from app.kit.recent import Recent
 from app.models import PartKind, ProbeResult
 from app.plans import steps
 from app.plans.refinement import CROSSED, Positions, partitions, rest
@@ -25,6 +26,9 @@ from solver import SolverError
 from workers.contracts import EstimateRequest
 from workers.errors import WorkerError
 from workers.sensitivity.local_model import Trust
+
+_WHOLE_STEPS: Recent[tuple[str, int, int], Choices | None] = Recent(16)
+"""Job, ordinal and number of a step -> where all samples suggest to go: every part asks, and searching takes as long as measuring a part."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,7 +149,7 @@ class _Plans:
         """Parts of the samples, each under the step that is made without it."""
         folds = [partitions(self.at.samples)[way][number] for number in numbers]
         found = [np.full(len(fold), np.nan) for fold in folds]
-        # A step that leads nowhere new is not taken, whatever others do: nothing to measure. It is soon made again.
+        # A step that leads nowhere new is not taken, whatever others do: nothing to measure.
         if self._whole_step(around) is not None:
             made = [self._step(around, rest(fold, self.at.samples)) for fold in folds]
             plans = {i: (step, folds[i]) for i, step in enumerate(made) if step is not None}
@@ -155,7 +159,8 @@ class _Plans:
 
     def _whole_step(self, around: Around) -> Choices | None:
         """The step as all samples show it; ``None`` where it leads nowhere, or where another one from the same plan has led."""
-        choices = self._step(around, np.arange(self.at.samples))
+        which = self.at.job_id, self.at.ordinal, self.standing.turn.number
+        choices = _WHOLE_STEPS.get(which, lambda: self._step(around, np.arange(self.at.samples)))
         return None if choices in self.standing.tried else choices
 
     def _step(self, around: Around, samples: Positions) -> Choices | None:

@@ -205,11 +205,11 @@ def next_turn(outcomes: Sequence[Mapping[str, Any]], *, rounds: int, regret: flo
     """
     steps = [o for o in outcomes if o["accepted"]]
     taken = len(steps)
-    # What earlier versions tried says neither: each step that held was taken.
+    # What earlier versions tried says neither: each step that held was taken, so that those left did not.
     tried = tuple(i for i, o in enumerate(outcomes) if o.get("round", 0) == taken)
-    holding = [i for i in tried if outcomes[i].get("holds", outcomes[i]["accepted"])]
-    # Judged by the worse of both ways of cutting; of equal ones the earlier.
-    best = min(holding, key=lambda i: (max(outcomes[i]["crossed"]), i)) if holding else None
+    holding = [i for i in tried if outcomes[i].get("holds")]
+    # Judged by the worse of both ways of cutting; of equal ones the earliest.
+    best = min(holding, key=lambda i: max(outcomes[i]["crossed"]), default=None)
     end = None
     if taken >= rounds:
         end = End.ROUNDS

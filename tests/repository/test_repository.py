@@ -100,10 +100,14 @@ def test_compose_has_the_parts_and_they_wait_for_each_other() -> None:
 
 
 def test_compose_health_checks_are_python_that_compiles() -> None:
-    for name, service in compose()["services"].items():
-        test = service.get("healthcheck", {}).get("test", [])
-        if test[1:3] == ["python", "-c"]:
-            compile(test[3], name, "exec")
+    tests = {
+        name: service.get("healthcheck", {}).get("test", [])
+        for name, service in compose()["services"].items()
+    }
+    programs = {name: test[3] for name, test in tests.items() if test[1:3] == ["python", "-c"]}
+    assert programs, "none is python: the test tells nothing"
+    for name, program in programs.items():
+        assert compile(program, name, "exec").co_code
 
 
 def test_the_workers_health_check_looks_for_a_connection_to_the_schedulers_port() -> None:

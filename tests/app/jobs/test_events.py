@@ -144,7 +144,7 @@ def test_a_quiet_stream_shows_that_it_lives(api, world, monkeypatch):
     stream = Stream(api, job)
     stream.until(lambda s: len(s.comments) >= 2)
     world.finish(job)
-    stream.end()
+    assert stream.end()[-1][0] == "done", "and goes on afterwards"
 
 
 def test_many_followers_of_a_job_share_one_look_at_the_database(api, world, monkeypatch):

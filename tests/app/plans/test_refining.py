@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import app.plans.refining
 import solver.quadratic
 from app.models import (
     Task,
@@ -76,6 +77,22 @@ def test_steps_keep_the_limits_of_the_plan(world, refining, nature, look):
     run(world, free)
     (unlimited,) = refined(look, free)
     assert operations(unlimited.choices) > 1_100_000, "the limit does not bind: the test tells nothing"
+
+
+def test_a_step_is_searched_for_once_by_a_worker(world, refining, nature, look, monkeypatch):
+    """All parts of the work on it have to know where it leads."""
+    searched = []
+    step = app.plans.refining.Refinement.step
+
+    def count(self, base, around, samples, trust):
+        if len(samples) == 40:
+            searched.append((trust, tuple(sorted((unit, c["bits"]) for unit, c in base.items()))))
+        return step(self, base, around, samples, trust)
+
+    monkeypatch.setattr(app.plans.refining.Refinement, "step", count)
+    job = refining()
+    run(world, job)
+    assert len(searched) == len(set(searched)) == len(trials(look, job))
 
 
 def test_every_fold_is_measured_with_a_plan_of_the_others(world, refining, nature, look):

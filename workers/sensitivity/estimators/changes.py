@@ -71,10 +71,7 @@ class Changes:
             unit: Number of the unit.
         """
         representatives = self._representatives(unit)
-        bytes_each = sum(
-            _precise(self.program.constant(node).dtype).itemsize * self.program.constant(node).numel()
-            for node in set(representatives.values())
-        )
+        bytes_each = self._bytes_each(representatives)
         step = max(1, _MOST_BYTES_AT_ONCE // max(1, bytes_each))
         for start in range(0, len(self.candidates[unit]), step):
             stop = min(start + step, len(self.candidates[unit]))
@@ -87,6 +84,21 @@ class Changes:
                 self.memory_bytes -= size
                 self._kept[unit, start] = found
             yield self._kept[unit, start]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the changes of all candidates of all units."""
+        return sum(
+            len(candidates) * self._bytes_each(self._representatives(unit))
+            for unit, candidates in enumerate(self.candidates)
+        )
+
+    def _bytes_each(self, representatives: Mapping[Node, Node]) -> int:
+        """Memory of one candidate's changes of a unit's constants."""
+        return sum(
+            _precise(self.program.constant(node).dtype).itemsize * self.program.constant(node).numel()
+            for node in set(representatives.values())
+        )
 
     def _compute(self, unit: int, candidates: slice, representatives: Mapping[Node, Node]) -> ConstantChanges:
         chosen = self.candidates[unit][candidates]

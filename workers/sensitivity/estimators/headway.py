@@ -53,7 +53,7 @@ class Headway:
     """
 
     def __init__(
-        self, at: Mapping[Node, tuple[Use, ...]], entries: Entries, amount: Amount, progress: Progress | None
+        self, at: Mapping[Node, tuple[Use, ...]], entries: Entries, amount: Amount, progress: Progress
     ) -> None:
         units = [unit.info for unit in entries.units]
         self._progress = progress
@@ -98,6 +98,5 @@ class Headway:
         self._tell(1.0)
 
     def _tell(self, share: float) -> None:
-        if self._progress is not None:
-            samples = self._amount.probes * self._amount.samples
-            self._progress(samples * min(share, 1.0), samples)
+        samples = self._amount.probes * self._amount.samples
+        self._progress(samples * min(share, 1.0), samples)

@@ -1,5 +1,8 @@
 """The score of HAWQ-V2: mean trace of a unit's Hessian times the squared change of its weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -73,19 +76,27 @@ def _batch_traces(setup: Setup, entries: Entries, batch: int, options: ProbeOpti
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         program.advance_with(environment, lambda step, value: step.call(value), override)
         loss = _loss(setup, program.outputs(environment, override)[0], batch)
-        try:
+        with _twice_differentiable():
             gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-            for draw in range(draws):
+        for draw in range(draws):
+            with _twice_differentiable():
                 traces += _one_draw(weights, gradients, seed=options.seed + 1009 * draw + 9176 * batch)
-                options.tell(draws * batch + draw + 1, draws * len(setup.batches))
-        except RuntimeError as error:
-            raise MeasurementFailed(
-                f"the model has no second derivative: {error}",
-                "estimator",
-                "hessian-trace",
-                "another estimator: 'probe' needs first derivatives only",
-            ) from error
+            options.tell(draws * batch + draw + 1, draws * len(setup.batches))
     return traces / draws
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Says so where a model is not."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise MeasurementFailed(
+            f"the model has no second derivative: {error}",
+            "estimator",
+            "hessian-trace",
+            "another estimator: 'probe' needs first derivatives only",
+        ) from error
 
 
 def _one_draw(weights: list[Tensor], gradients: tuple[Tensor | None, ...], *, seed: int) -> Tensor:

@@ -214,37 +214,24 @@ class _Probing:
             quantizers={setup.program.steps[i].node: found for i, found in options.operands.items()},
         )
         self._layouts = layouts_of(self._plan, self._start, setup.batches)
-        amount = self._amount(walks)
+        batches, groups = setup.batches, -(-walks // options.together)
+        feeds = groups * sum(1 for i in range(len(batches)) for _ in self._layouts.feeds(batches, i))
         self._changes = Changes(
             program=setup.program,
             units=self._entries.units,
             candidates=self._entries.candidates,
             operands=self._uses.operands,
             quantize=options.quantize,
-            memory_bytes=options.changes_bytes if amount.feeds > 1 else 0,  # else nothing kept is of use
+            memory_bytes=options.changes_bytes if feeds > 1 else 0,  # else nothing kept is of use
         )
-        self._headway = Headway(self._uses.at, self._entries, amount, options.progress)
-
-    def _amount(self, walks: int) -> Amount:
-        """How much there is to do."""
-        batches, groups = self._setup.batches, -(-walks // self._options.together)
-        feeds = sum(1 for batch in range(len(batches)) for _ in self._layouts.feeds(batches, batch))
-        return Amount(
+        amount = Amount(
             samples=len(batches.samples),
             probes=walks,
             groups=groups,
-            feeds=groups * feeds,
-            kept=groups * feeds == 1 or self._changes_bytes() <= self._options.changes_bytes,
+            feeds=feeds,
+            kept=feeds == 1 or self._changes.bytes <= options.changes_bytes,
         )
-
-    def _changes_bytes(self) -> int:
-        """Memory of all candidates' changes, in float32 and better."""
-        return sum(
-            max(4, self._setup.program.constant(unit.node).dtype.itemsize)
-            * unit.info.weights
-            * len(candidates)
-            for unit, candidates in zip(self._entries.units, self._entries.candidates, strict=True)
-        )
+        self._headway = Headway(self._uses.at, self._entries, amount, options.tell)
 
     def _find_reaches(self) -> Reaches:
         if self._options.follow_bits < 1:

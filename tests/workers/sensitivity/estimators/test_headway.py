@@ -5,6 +5,7 @@ import pytest
 from tests.workers.sensitivity.estimators import models
 from workers.graph.dataflow import Dataflow, operator_name
 from workers.sensitivity.estimators import headway
+from workers.sensitivity.estimators.changes import Changes, round_to_nearest
 from workers.sensitivity.estimators.entries import Entries
 from workers.sensitivity.estimators.headway import Amount, Headway
 from workers.sensitivity.estimators.probe import ProbeOptions, probe
@@ -54,6 +55,24 @@ def test_probes_that_do_not_share_their_forward_passes_take_more(make_setup):
     making = sum(headway.MACS_PER_CHANGE * unit.info.weights for unit in case.units)
     first, second = (10 * passing * (1 + n * headway.PASSES_PER_WALK) for n in (2, 1))
     assert told[len(case.units) - 1] == pytest.approx((first + making) / (first + second + making))
+
+
+@pytest.mark.parametrize("name", ["linear", "tied", "twice"])
+def test_the_memory_of_all_candidates_is_what_they_take_when_kept(make_setup, name):
+    case = make_setup(*models.build(name), batch_size=2)
+    entries, _ = entries_and_uses(case.setup, case.wanted)
+    uses = Uses.of(Dataflow.of(case.setup.program.model), entries.units)
+    changes = Changes(
+        program=case.setup.program,
+        units=entries.units,
+        candidates=entries.candidates,
+        operands=uses.operands,
+        quantize=round_to_nearest,
+        memory_bytes=1 << 30,
+    )
+    for unit in range(len(entries.units)):
+        list(changes.of(unit))
+    assert changes.bytes == (1 << 30) - changes.memory_bytes > 0
 
 
 def test_the_look_up_of_a_tied_table_takes_next_to_nothing(make_setup):

@@ -187,8 +187,11 @@ def test_whoever_looks_at_data_tells_how_far_it_is_and_may_be_stopped(make_setup
     assert len(set(shares)) >= 3, "five samples, two at a time"
     assert shares[-1] == 1.0
 
-    def stop(_done, _total):
-        raise InterruptedError
+    class Stopped(RuntimeError):
+        """As operators' own errors are."""
 
-    with pytest.raises(InterruptedError):
+    def stop(_done, _total):
+        raise Stopped
+
+    with pytest.raises(Stopped):
         scores(case.setup, case.wanted, estimator, ProbeOptions(progress=stop))
