@@ -8,8 +8,10 @@ import app.plans.refining
 from app.dispatch import store
 from app.dispatch.lifecycle import GiveUp
 from app.dispatch.shard import FAILED
+from app.jobs.progress import progress_of
 from app.jobs.repository import passes_ahead
 from app.models import (
+    Job,
     Model,
     Plan,
     PlanRole,
@@ -166,27 +168,28 @@ def test_refining_takes_no_more_than_its_share_of_what_costs_took(
     assert 5 * 4.0 * probed + measured <= spent + 1e-6, "what was done is no more than what was reckoned"
 
 
+@pytest.mark.parametrize(("allowed", "first"), [(90.0, 15 + 0.75 * 35), (40.0, 40 - 21)])
 def test_what_is_likely_to_follow_is_told_with_each_part_and_never_more_than_is_allowed(
-    world, refining, nature, look
+    world, refining, nature, look, allowed, first
 ):
-    job = refining(refine_passes=90.0)
+    job = refining(refine_passes=allowed)
     told_ahead = []
-
-    def ahead():
-        with world.database.read() as session:
-            return passes_ahead(session, [job.id])[job.id]
-
     while tasks := waiting(world, job):
-        if len(look(TrialPart, job)) > 1:  # the first one only sees what there is to do
-            (found,) = ahead()
-            spent = sum(part.work for part in look(TrialPart, job))
-            assert 0 <= found <= 90.0 - spent + 1e-6
+        rows = look(TrialPart, job)
+        if len(rows) > 1:  # the first one only sees what there is to do
+            with world.database.read() as session:
+                (found,) = passes_ahead(session, [job.id])[job.id]
+                progress = progress_of(session, session.get_one(Job, job.id))
+                done = [t for t in look(Task, job) if t.kind is TaskKind.REFINE and t.state is TaskState.DONE]
+            spent = sum(part.work for part in rows)
+            assert 0 <= found <= allowed - spent + 1e-6
+            over = sum(part.work for part in rows if part.task_id in {task.id for task in done})
+            assert progress.fraction == pytest.approx(over / (spent + found), abs=0.01)
             told_ahead.append(found)
         in_turn(world, tasks[:1])
-    assert told_ahead[0] == pytest.approx(15 + 0.75 * 35, abs=1e-6), (
-        "the probes and the plan are queued: 21 passes"
-    )
-    assert ahead() == [0.0]
+    assert told_ahead[0] == pytest.approx(first, abs=1e-6), "the probes and the plan are queued: 21 passes"
+    with world.database.read() as session:
+        assert passes_ahead(session, [job.id])[job.id] == [0.0]
     (plan,) = [p for p in look(Plan, job) if p.role is PlanRole.REQUESTED]
     assert "refining" not in plan.solver
 
