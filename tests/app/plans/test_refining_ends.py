@@ -21,6 +21,7 @@ from app.models import (
     TrialPart,
 )
 from app.plans.refinement import TRUSTS, End
+from app.results import job_result
 from workers.errors import MeasurementFailed
 
 from .played import allow, at_once, entries, in_turn, refined, run, start, told, trials, waiting
@@ -180,6 +181,9 @@ def test_what_is_likely_to_follow_is_told_with_each_part_and_never_more_than_is_
             with world.database.read() as session:
                 (found,) = passes_ahead(session, [job.id])[job.id]
                 progress = progress_of(session, session.get_one(Job, job.id))
+                assert (
+                    "refining" not in job_result(session, session.get_one(Job, job.id))["plans"][0]["solver"]
+                )
                 done = [t for t in look(Task, job) if t.kind is TaskKind.REFINE and t.state is TaskState.DONE]
             spent = sum(part.work for part in rows)
             assert 0 <= found <= allowed - spent + 1e-6
