@@ -133,9 +133,9 @@ CASES = (
         name="smollm2",
         title="SmolLM2-135M-Instruct",
         compare="kl",
-        samples=4,
-        evaluation_samples=8,
-        sample="windows of 256 tokens",
+        samples=8,
+        evaluation_samples=16,
+        sample="windows of 128 tokens",
         task=lambda *_: Share(
             title="next-token accuracy", metric="top1_accuracy", float_metric="float_top1_accuracy"
         ),

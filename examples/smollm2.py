@@ -25,11 +25,11 @@ from packaged import Assets
 
 from app.export import export_model, write_dataset
 
-POSITIONS = 256
+POSITIONS = 128
 """Tokens of a window."""
 
-CALIBRATION_WINDOWS = 16
-EVALUATION_WINDOWS = 32
+CALIBRATION_WINDOWS = 32
+EVALUATION_WINDOWS = 64
 IGNORED_LABEL = -100
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _OUTER_NAMES = {
@@ -117,7 +117,7 @@ def windows(archive: Path) -> tuple[torch.Tensor, torch.Tensor]:
         archive: From `brown.fetch`.
 
     Returns:
-        ``[16, 256]`` and ``[32, 256]``, int64; no document is in both.
+        ``[32, 128]`` and ``[64, 128]``, int64; no document is in both.
     """
     from transformers import AutoTokenizer  # noqa: PLC0415 - needed here only
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from tests.workers.sensitivity.estimators import models
@@ -55,6 +56,37 @@ def test_where_samples_lie_is_found_once_for_a_program(make_setup, monkeypatch):
     fixed = make_setup(*models.build("convolutions"), batch_size=3, fixed=3)
     list(probe(fixed.setup, fixed.wanted, ProbeOptions(probes=1)))
     assert len(looked) == 4
+
+
+def of_shorter_samples(plan, batches):
+    shorter = tuple(tensor[:, :, 1:] for tensor in batches.inputs)
+    return plan, replace(batches, inputs=shorter)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda plan, batches: (replace(plan, wanted=list(plan.wanted)[1:]), batches),
+        lambda plan, batches: (replace(plan, kept={}), batches),
+        lambda plan, batches: (replace(plan, through=not plan.through), batches),
+        lambda plan, batches: (replace(plan, quantizers={next(iter(plan.wanted)): {}}), batches),
+        lambda plan, batches: (plan, replace(batches, size=2, fixed=True)),
+        of_shorter_samples,
+    ],
+    ids=["wanted", "kept", "through", "quantizers", "fixed", "shapes"],
+)
+def test_other_walks_over_the_same_program_are_looked_at_anew(make_setup, monkeypatch, other):
+    looked = []
+    monkeypatch.setattr(feeds, "find_layouts", lambda *given: looked.append(given) or feeds.Layouts(None))
+    case = make_setup(*models.build("convolutions"), batch_size=2)
+    list(probe(case.setup, case.wanted, ProbeOptions(probes=1)))
+    ((plan, start, batches),) = looked
+    assert plan.kept, "changes are followed"
+    feeds.layouts_of(plan, start, batches)
+    assert len(looked) == 1
+    plan, batches = other(plan, batches)
+    feeds.layouts_of(plan, start, batches)
+    assert len(looked) == 2
 
 
 class Viewed(torch.nn.Module):

@@ -31,6 +31,16 @@ def told_by(setup, wanted, amount, walks):
     return told
 
 
+def share_of(units, info, amount):
+    """A unit's share of a walk."""
+
+    def takes(of):
+        fed = amount.samples * amount.groups / amount.feeds
+        return 1 + fed * load(of) + headway.MACS_PER_WEIGHT * of.weights
+
+    return takes(info) / sum(takes(unit.info) for unit in units)
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_candidates_are_made_once_where_they_are_kept(make_setup, kept):
     case = make_setup(*models.build("linear"))
@@ -43,6 +53,12 @@ def test_candidates_are_made_once_where_they_are_kept(make_setup, kept):
     assert told[len(case.units) - 1] == pytest.approx((6 * passing * walk + making) / total)
     assert told[-2:] == [pytest.approx(1.0), 1.0]
     assert told == sorted(told)
+    # Where walks pass a step a second time, its unit's candidates are there, or are made again.
+    again = told[len(case.units)] - told[len(case.units) - 1]
+    last = case.units[-1].info
+    feeding = 4 * passing + 4 * passing * (walk - 1) * share_of(case.units, last, amount)
+    made = 0 if kept else headway.MACS_PER_CHANGE * last.weights * 3
+    assert again == pytest.approx((feeding + made) / total, rel=1e-6)
 
 
 def test_probes_that_do_not_share_their_forward_passes_take_more(make_setup):
