@@ -8,6 +8,8 @@ model chases the samples it was found on: the gradient of a few samples is mostl
   which the samples agree.
 - *Caution.* Each change costs so many of its standard errors over samples more than it seems to.
 
+And one thing lets it go further: of large changes the second order expects too much, for divergences level off (`Trust.curvature`).
+
 As for all sketches, products between entries are shrunk where there are few numbers for each (`workers.sensitivity.gram`).
 """
 
@@ -26,10 +28,12 @@ class Trust:
     Args:
         share: Of the local model, from 0 to 1; the rest is the added costs'.
         caution: Standard errors that a change has to be better by.
+        curvature: Of the second order within the local model, from 0 to 1.
     """
 
     share: float
     caution: float
+    curvature: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +66,7 @@ def local_costs(
         trust: How far to believe what was found.
     """
     probes, entries, samples = values.shape
+    values = values * np.sqrt(trust.curvature)
     factors = (values / np.sqrt(probes * samples)).swapaxes(0, 1).reshape(entries, -1)
     shrunk = shrinkage(factors)
     # What shrinking takes from the squares of single changes is known, and put back.

@@ -63,6 +63,7 @@ def test_a_gain_beyond_two_standard_errors_both_ways_holds():
     assert outcome.standard_errors == pytest.approx((error, error))
     assert outcome.to_json()["crossed"] == list(outcome.crossed)
     assert (outcome.round, outcome.share, outcome.caution) == (0, TRUSTS[0].share, TRUSTS[0].caution)
+    assert outcome.curvature == TRUSTS[0].curvature
     assert not judged(-0.5, well, well).accepted, "others may be better"
 
 
@@ -78,6 +79,7 @@ def outcome_of(number, *, holds=False, accepted=False, after=0.5, crossed=(0.0, 
         round=number,
         share=0.5,
         caution=1.0,
+        curvature=1.0,
         changed=1,
         before=1.0,
         after=after,
@@ -127,16 +129,16 @@ def test_the_best_step_that_holds_is_the_one_to_take():
     little, much = {"crossed": (-9.0, -1.0)}, {"crossed": (-2.0, -3.0)}
     tried = [
         *first,
-        outcome_of(1, crossed=(-5.0, -5.0)),
+        *(outcome_of(1, crossed=(-5.0, -5.0)) for _ in range(ALL - 4)),
         outcome_of(1, holds=True, **little),
         outcome_of(1, holds=True, **much),
         outcome_of(1, holds=True, **much),
     ]
     turn = next_turn(tried, rounds=3, regret=0.01)
-    assert turn.best == len(first) + 2
-    assert (turn.trust, turn.end) == (TRUSTS[4], None), "one is still to be tried"
+    assert turn.best == len(tried) - 2
+    assert (turn.trust, turn.end) == (TRUSTS[-1], None), "one is still to be tried"
     turn = next_turn([*tried, outcome_of(1)], rounds=3, regret=0.01)
-    assert (turn.best, turn.trust, turn.end) == (len(first) + 2, None, None)
+    assert (turn.best, turn.trust, turn.end) == (len(tried) - 2, None, None)
 
 
 def test_what_is_likely_to_follow_shrinks_as_steps_fail():

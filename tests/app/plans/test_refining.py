@@ -39,8 +39,8 @@ def test_steps_are_taken_while_the_measured_cost_falls(world, refining, nature, 
     base = tried[0].base
     for number in range(len(taken) + 1):
         of_round = [t for t in tried if t.outcome["round"] == number]
-        assert [(t.outcome["share"], t.outcome["caution"]) for t in of_round] == [
-            (trust.share, trust.caution) for trust in TRUSTS
+        assert [tuple(t.outcome[name] for name in ("share", "caution", "curvature")) for t in of_round] == [
+            (trust.share, trust.caution, trust.curvature) for trust in TRUSTS
         ]
         for trial in of_round:
             assert trial.base == base, "from where the last step led"

@@ -37,6 +37,20 @@ def test_it_is_the_mean_of_first_and_second_order_and_the_added_costs(found, sha
     assert cost(model, changes) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("probes", [1, 40])  # with one products are shrunk
+def test_curvature_is_how_much_of_the_second_order_is_believed(found, probes):
+    gradients, values, added = found(probes=probes)
+    flat, half, whole = (
+        local_costs(gradients, values, added, CHOSEN, Trust(share=0.5, caution=0.0, curvature=c))
+        for c in (0.0, 0.5, 1.0)
+    )
+    assert not flat.factors.any()
+    for changes in ([1], [2, 4], [1, 2, 4]):
+        first, both = cost(flat, changes), cost(whole, changes)
+        assert both > first + 0.1
+        assert cost(half, changes) == pytest.approx((first + both) / 2)
+
+
 def test_caution_charges_standard_errors_over_samples(found):
     gradients, values, added = found(probes=40)
     bold, careful = (
