@@ -31,7 +31,7 @@ _DRAWS = 64
 _DRAW_TIME_LIMIT_S = 0.5
 _GAP = 1e-4
 """Relative gap to which plans are searched for here; for draws a tenth of what is tolerated, if that is more."""
-_RACING = 0.5
+_RACING = 0.4
 """Without estimates such a part of what is tolerated is: few samples do not show how heavy the tails of costs are."""
 _LEAST = 1e-12
 """A plan counts as costing at least this share of the dearest entry: one that costs nothing has no share to tell."""

@@ -170,9 +170,9 @@ def test_what_a_plan_takes_is_asked_for_where_more_than_is_tolerated_may_have_be
     shares = costs[np.arange(3), chosen] / costs[np.arange(3), chosen].sum()
     for share in np.linspace(0.02, 1.0, 8):
         missed = np.full(costs.shape, share)
-        expected = {(i, int(k)) for i, k in enumerate(chosen) if share * shares[i] >= 0.05}
+        expected = {(i, int(k)) for i, k in enumerate(chosen) if share * shares[i] >= 0.04}
         found = next_round(table_of(fixed, errors, missed=missed), [budget], regret=0.1)
-        assert set(found.cells) == expected, "half of what is tolerated, without estimates"
+        assert set(found.cells) == expected, "two fifths of what is tolerated, without estimates"
         closed = table_of(fixed, errors, np.zeros(costs.shape, bool), missed)
         assert next_round(closed, [budget], regret=0.1).cells == ()
 
