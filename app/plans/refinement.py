@@ -213,8 +213,7 @@ def next_turn(outcomes: Sequence[Mapping[str, Any]], *, rounds: int, regret: flo
     # What earlier versions tried says neither: each step that held was taken, so that those left did not.
     tried = tuple(i for i, o in enumerate(outcomes) if o.get("round", 0) == taken)
     holding = [i for i in tried if outcomes[i].get("holds")]
-    # Judged by the worse of both ways of cutting; of equal ones the earliest.
-    best = min(holding, key=lambda i: max(outcomes[i]["crossed"]), default=None)
+    best = min(holding, key=lambda i: _sure_gain(outcomes[i]), default=None)  # of equal ones the earliest
     end = None
     if taken >= rounds:
         end = End.ROUNDS
@@ -231,6 +230,11 @@ def next_turn(outcomes: Sequence[Mapping[str, Any]], *, rounds: int, regret: flo
         trust=TRUSTS[len(tried)] if more else None,
         end=end,
     )
+
+
+def _sure_gain(outcome: Mapping[str, Any]) -> float:
+    """The worse of both ways of cutting, a standard error taken off: of several a noisy one is likely to seem the best."""
+    return float(np.max(np.add(outcome["crossed"], outcome["standard_errors"])))
 
 
 def passes_ahead(turn: Turn, *, rounds: int, queued: int, probing: float, measuring: float) -> float:

@@ -73,7 +73,7 @@ def test_a_step_that_leads_nowhere_does_not_hold():
     assert (outcome.before, outcome.after, outcome.share) == (4.0, 4.0, TRUSTS[1].share)
 
 
-def outcome_of(number, *, holds=False, accepted=False, after=0.5, crossed=(0.0, 0.0)):
+def outcome_of(number, *, holds=False, accepted=False, after=0.5, crossed=(0.0, 0.0), errors=(0.0, 0.0)):
     """A trial in the round of this number."""
     return Outcome(
         round=number,
@@ -84,7 +84,7 @@ def outcome_of(number, *, holds=False, accepted=False, after=0.5, crossed=(0.0, 
         before=1.0,
         after=after,
         crossed=crossed,
-        standard_errors=(0.0, 0.0),
+        standard_errors=errors,
         holds=holds or accepted,
         accepted=accepted,
     ).to_json()
@@ -139,6 +139,14 @@ def test_the_best_step_that_holds_is_the_one_to_take():
     assert (turn.trust, turn.end) == (TRUSTS[-1], None), "one is still to be tried"
     turn = next_turn([*tried, outcome_of(1)], rounds=3, regret=0.01)
     assert (turn.best, turn.trust, turn.end) == (len(tried) - 2, None, None)
+
+
+def test_of_two_steps_the_surer_gain_is_taken():
+    """The first gains more, and may gain less: its standard errors are large."""
+    noisy = outcome_of(0, holds=True, crossed=(-10.1, -9.4), errors=(4.6, 4.1))
+    sure = outcome_of(0, holds=True, crossed=(-7.9, -8.0), errors=(2.3, 1.4))
+    for tried, best in (([noisy, sure], 1), ([sure, noisy], 0)):
+        assert next_turn(tried, rounds=3, regret=0.01).best == best
 
 
 def test_what_is_likely_to_follow_shrinks_as_steps_fail():

@@ -51,7 +51,10 @@ def test_steps_are_taken_while_the_measured_cost_falls(world, refining, nature, 
         holding = [t for t in of_round if t.outcome["holds"]]
         assert bool(holding) == (number < len(taken))
         if holding:
-            assert taken[number] == min(holding, key=lambda t: max(t.outcome["crossed"]))
+            assert taken[number] == min(
+                holding,
+                key=lambda t: max(np.add(t.outcome["crossed"], t.outcome["standard_errors"])),
+            )
             base = taken[number].choices
     assert told(look, job)["ended"] == End.NO_GAIN
     verify = [t for t in look(Task, job) if t.plan_id == plan.id]
