@@ -30,6 +30,7 @@ TRUSTS = (
     Trust(share=1.0, caution=1.0),
     Trust(share=0.5, caution=0.0),
     Trust(share=1.0, caution=0.5),
+    Trust(share=0.25, caution=1.0),
     Trust(share=0.5, caution=1.0, curvature=0.5),
     Trust(share=0.25, caution=1.0, curvature=0.25),
 )

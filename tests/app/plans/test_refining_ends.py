@@ -169,7 +169,7 @@ def test_refining_takes_no_more_than_its_share_of_what_costs_took(
     assert 5 * 4.0 * probed + measured <= spent + 1e-6, "what was done is no more than what was reckoned"
 
 
-@pytest.mark.parametrize(("allowed", "first"), [(90.0, 18 + 0.75 * 38), (40.0, 40 - 21)])
+@pytest.mark.parametrize(("allowed", "first"), [(90.0, 21 + 0.75 * 41), (40.0, 40 - 21)])
 def test_what_is_likely_to_follow_is_told_with_each_part_and_never_more_than_is_allowed(
     world, refining, nature, look, allowed, first
 ):
