@@ -35,7 +35,7 @@ TRUSTS = (
     Trust(share=0.25, caution=1.0, curvature=0.25),
 )
 """What is tried around each plan, as far as there are passes for it; of the steps that hold the best one is taken. How far the
-local model may be believed differs from plan to plan, and a step costs a seventh of the probes that all of them share. Less of
+local model may be believed differs from plan to plan, and a step costs a quarter of the probes that all of them share. Less of
 its second order leads further: the best steps of transformers up to 3 bits, of a CNN at 2.25 (decision 7)."""
 
 _TAKEN = 0.5

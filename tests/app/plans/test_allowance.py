@@ -16,7 +16,7 @@ from app.plans.allowance import (
 from app.plans.refinement import End
 from workers.contracts import InputInfo
 
-STEP = 24.0
+STEP = 15.0
 
 
 def allowed(ordinal=0, *, budgets=1, entries=0.0, samples=16, macs=10**15, tokens=None, **request):
@@ -37,7 +37,7 @@ def allowed(ordinal=0, *, budgets=1, entries=0.0, samples=16, macs=10**15, token
 @given(st.integers(1, 8), st.floats(0, 1000), st.integers(0, 16))
 def test_budgets_share_what_the_job_may_take(budgets, entries, probes):
     """No more than the share in all; whoever has any can pay a step, or nobody could and the first has it all."""
-    known = entries + 4 * probes
+    known = entries + 2.2 * probes
     request = {"probes": probes} if probes else {}
     each = [
         allowed(i, budgets=budgets, entries=entries, macs=10**30, **request).passes for i in range(budgets)
@@ -51,8 +51,8 @@ def test_budgets_share_what_the_job_may_take(budgets, entries, probes):
 @pytest.mark.parametrize("macs", [10, 10**30])
 def test_what_was_asked_for_is_what_may_be_taken(macs):
     """Whatever the costs took, and however short a pass is."""
-    each = [allowed(i, budgets=3, entries=7.0, macs=macs, refine_passes=60.0).passes for i in range(3)]
-    assert each == [30.0, 30.0, 0.0]
+    each = [allowed(i, budgets=3, entries=7.0, macs=macs, refine_passes=40.0).passes for i in range(3)]
+    assert each == [20.0, 20.0, 0.0]
     assert allowed(macs=macs, refine_passes=5.0).passes == 5.0
 
 
@@ -81,8 +81,8 @@ def test_a_model_without_products_has_a_bound_too():
     ("max_passes", "spent", "measured", "end"),
     [
         (None, 0, 0, None),
-        (None, 26, 4, None),
-        (None, 26.1, 4, End.PASSES),
+        (None, 35, 4, None),
+        (None, 35.1, 4, End.PASSES),
         (14, 0, 0, None),
         (13.9, 0, 0, End.MAX_PASSES),
         (18, 24, 4, None),

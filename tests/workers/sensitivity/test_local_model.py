@@ -51,13 +51,17 @@ def test_curvature_is_how_much_of_the_second_order_is_believed(found, probes):
         assert cost(half, changes) == pytest.approx((first + both) / 2)
 
 
-def test_caution_charges_standard_errors_over_samples(found):
+@pytest.mark.parametrize("curvature", [1.0, 0.25])
+def test_caution_charges_standard_errors_over_samples(found, curvature):
     gradients, values, added = found(probes=40)
     bold, careful = (
-        local_costs(gradients, values, added, CHOSEN, Trust(share=0.5, caution=c)) for c in (0.0, 2.0)
+        local_costs(gradients, values, added, CHOSEN, Trust(share=0.5, caution=caution, curvature=curvature))
+        for caution in (0.0, 2.0)
     )
     for k in range(ENTRIES):
-        single = [gradients[k, n] + np.mean([v[k, n] ** 2 for v in values]) for n in range(SAMPLES)]
+        single = [
+            gradients[k, n] + curvature * np.mean([v[k, n] ** 2 for v in values]) for n in range(SAMPLES)
+        ]
         error = np.std(single, ddof=1) / SAMPLES**0.5
         assert careful.linear[k] - bold.linear[k] == pytest.approx(0.5 * 2 * error)
     np.testing.assert_array_equal(careful.factors, bold.factors)
