@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -231,6 +232,18 @@ def test_a_part_of_the_evaluation_data_is_spread_evenly(tmp_path):
     found = load_file(part)
     assert list(found["labels"]) == list(found["x"][:, 0]) == [0, 2, 5, 7]
     assert list(models.evaluation_part(path, 99)[1]) == list(range(10))
+
+
+def test_a_case_tells_how_many_evaluation_samples_it_has(tmp_path, monkeypatch):
+    """Which may be fewer than were asked for."""
+    models = load("quality_models")
+    path = tmp_path / "evaluation.safetensors"
+    save_file({"x": np.arange(10.0, dtype=np.float32)[:, None]}, path)
+    assets = SimpleNamespace(model=path, calibration=path, evaluation=path)
+    monkeypatch.setattr(models.importlib, "import_module", lambda _: SimpleNamespace(build=lambda _: assets))
+    for asked, evaluated in ((4, 4), (99, 10)):
+        prepared = models.prepare(models.CASES[1], tmp_path, asked)
+        assert prepared.evaluated == evaluated == len(load_file(prepared.files.evaluation)["x"])
 
 
 def test_every_metric_of_the_service_is_compared():
