@@ -193,24 +193,30 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
 def test_in_ci_a_skipped_test_is_a_failure(tmp_path: Path, source: str, code: int) -> None:
     (tmp_path / "test_one.py").write_text(source)
     (tmp_path / "test_two.py").write_text("def test_b(): pass")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "fail_on_skip",
-        "-p",
-        "no:cacheprovider",
-        str(tmp_path),
-    ]
-    # Without the plugins of the environment, which take seconds to load.
+    ended = pytest_with("fail_on_skip", tmp_path)
+    assert ended.returncode == code, ended.stdout
+
+
+def pytest_with(plugin: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a folder's tests with a plugin of `.ci`, and none of the environment's, which take seconds to load."""
     environment = os.environ | {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     environment["PYTHONPATH"] = str(ROOT / ".ci")
-    ended = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    command = [sys.executable, "-m", "pytest", "-q", "-p", plugin, "-p", "no:cacheprovider", str(folder)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("waits", "code"), [("0", 0), ("600", 1)])
+def test_in_ci_a_process_that_does_not_end_is_a_failure(tmp_path: Path, waits: str, code: int) -> None:
+    (tmp_path / "conftest.py").write_text("import end_in_time\nend_in_time.SECONDS = 1")
+    (tmp_path / "test_one.py").write_text(
+        "import threading, time\n"
+        "def lingers(seconds): time.sleep(seconds)\n"
+        f"def test_a(): threading.Thread(target=lingers, args=({waits},)).start()"
     )
+    ended = pytest_with("end_in_time", tmp_path)
     assert ended.returncode == code, ended.stdout
+    assert "1 passed" in ended.stdout
+    assert ("in lingers" in ended.stderr) == bool(code)
 
 
 def tracked() -> list[Path]:
