@@ -205,18 +205,22 @@ def pytest_with(plugin: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("waits", "code"), [("0", 0), ("600", 1)])
-def test_in_ci_a_process_that_does_not_end_is_a_failure(tmp_path: Path, waits: str, code: int) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("lingers", [False, True])
+def test_in_ci_a_process_that_does_not_end_is_ended_and_keeps_its_verdict(
+    tmp_path: Path, fails: bool, lingers: bool
+) -> None:
     (tmp_path / "conftest.py").write_text("import end_in_time\nend_in_time.SECONDS = 1")
     (tmp_path / "test_one.py").write_text(
         "import threading, time\n"
         "def lingers(seconds): time.sleep(seconds)\n"
-        f"def test_a(): threading.Thread(target=lingers, args=({waits},)).start()"
+        f"def test_a(): threading.Thread(target=lingers, args=({600 * lingers},)).start()\n"
+        f"def test_b(): assert {not fails}"
     )
     ended = pytest_with("end_in_time", tmp_path)
-    assert ended.returncode == code, ended.stdout
-    assert "1 passed" in ended.stdout
-    assert ("in lingers" in ended.stderr) == bool(code)
+    assert ended.returncode == int(fails), ended.stdout
+    assert ("1 failed, 1 passed" if fails else "2 passed") in ended.stdout
+    assert ("not the process, for 1 s" in ended.stderr) == ("in lingers" in ended.stderr) == lingers
 
 
 def tracked() -> list[Path]:
