@@ -1,6 +1,6 @@
 """What a job is at, more closely than its stage says: the steps around its plans, in words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy.orm import Session
 
@@ -15,13 +15,24 @@ def details_of(session: Session, jobs: Sequence[Job]) -> dict[str, str]:
         for job in jobs
         if job.stage is Stage.VERIFY and "refine_rounds" in job.request
     }
-    found: dict[str, str] = {}
-    for job_id, steps in (repository.steps(session, list(refining)) if refining else {}).items():
-        under_way = [step for step in steps if step.done < step.total]
-        if under_way:
-            found[job_id] = "; ".join(
-                f"step {step.number + 1} around the plan of {refining[job_id][step.ordinal]}, "
-                f"{step.done} of {step.total} parts"
-                for step in under_way
-            )
-    return found
+    found = repository.steps(session, list(refining)) if refining else {}
+    told = {job_id: _in_words(steps, refining[job_id]) for job_id, steps in found.items()}
+    return {job_id: words for job_id, words in told.items() if words}
+
+
+def _in_words(steps: Iterable[repository.StepCounts], budgets: Sequence[str]) -> str:
+    """Steps of one number around several plans are told together, with the parts of all."""
+    by_number: dict[int, list[repository.StepCounts]] = {}
+    for step in steps:
+        if step.done < step.total:
+            by_number.setdefault(step.number, []).append(step)
+    return "; ".join(
+        f"step {number + 1} around the {_plans_of([budgets[step.ordinal] for step in together])}, "
+        f"{sum(step.done for step in together)} of {sum(step.total for step in together)} parts"
+        for number, together in by_number.items()
+    )
+
+
+def _plans_of(budgets: Sequence[str]) -> str:
+    *others, last = budgets
+    return f"plans of {', '.join(others)} and {last}" if others else f"plan of {last}"

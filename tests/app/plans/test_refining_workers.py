@@ -50,12 +50,21 @@ def test_progress_tells_the_step_and_how_many_of_its_parts_are_done(world, refin
     run_one(world, starts[0])
     first, *others = (p.task_id for p in parts(world, job, 1))
     run_one(world, first)
-    told = "step 1 around the plan of 3 bits, 0 of 5 parts; step 1 around the plan of 4 bits, 1 of 5 parts"
-    assert progress(world, job) == told
+    assert progress(world, job) == "step 1 around the plans of 3 bits and 4 bits, 1 of 10 parts"
     in_turn(world, [task for task in others if task not in starts])
-    assert progress(world, job).endswith("step 1 around the plan of 4 bits, 5 of 10 parts")
+    assert progress(world, job) == "step 1 around the plans of 3 bits and 4 bits, 5 of 15 parts"
     run(world, job)
     assert progress(world, job) is None, "steps that are over are no news"
+
+
+def test_steps_of_different_numbers_are_told_apart(world, refining, nature):
+    job = refining(budgets=["3 bits", "4 bits", "5 bits"])
+    in_turn(world, waiting(world, job))  # the steps' first parts
+    while all(part.number == 0 for part in parts(world, job, 1)):
+        in_turn(world, [p.task_id for p in parts(world, job, 1) if p.task_id in waiting(world, job)])
+    assert progress(world, job) == (
+        "step 1 around the plans of 3 bits and 5 bits, 0 of 10 parts; step 2 around the plan of 4 bits, 0 of 5 parts"
+    )
 
 
 def test_steps_are_counted_with_their_passes(world, refining, nature):
