@@ -113,8 +113,10 @@ class DaskEngine:
         """Run a coroutine with the client, in its event loop.
 
         Raises:
-            EngineUnavailable: Not connected, or no answer in time.
+            EngineUnavailable: Closed, not connected, or no answer in time.
         """
+        if self._closing:
+            raise EngineUnavailable("the engine is closed")
 
         async def ask() -> _T:
             if self._client is None:
@@ -122,7 +124,8 @@ class DaskEngine:
             return await asyncio.wait_for(question(self._client), ANSWER_TIMEOUT_S)
 
         try:
-            return asyncio.run_coroutine_threadsafe(ask(), self._loop).result()
+            # Answers come in time; the bound is for a loop that is stopped meanwhile, which runs nothing more.
+            return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(2 * ANSWER_TIMEOUT_S)
         except (OSError, TimeoutError) as error:
             raise EngineUnavailable(
                 f"the scheduler does not answer: {error or type(error).__name__}"

@@ -171,6 +171,16 @@ def test_a_local_engine_replaces_what_dies_and_says_so_when_it_cannot(tmp_path):
         engine.submit("late/0", task_id="late", attempt=0, priority=0)
 
 
+def test_a_closed_dask_engine_answers_at_once(settings):
+    engine = dask_engine(settings, engine_tasks.run, {})
+    engine.close()
+    assert engine.capacity() == 0
+    assert engine.status("task/0").phase is Phase.RUNNING, "no news"
+    engine.cancel("task/0")
+    with pytest.raises(EngineUnavailable, match="closed"):
+        engine.submit("task/0", task_id="task", attempt=0, priority=0)
+
+
 def test_a_local_engine_prepares_each_process_before_its_first_task(tmp_path, monkeypatch):
     monkeypatch.setenv("PREPARED_IN", str(tmp_path))
 
