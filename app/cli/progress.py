@@ -15,6 +15,7 @@ from rich.progress import (
     TextColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from app.report import quantities
@@ -94,14 +95,17 @@ def job_progress(console: Console) -> Iterator[JobProgress]:
     if not console.is_terminal:
         yield JobProgress(console, None)
         return
+    # What a narrow terminal has no room for is the end of the counts, not the time left.
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     bar = Progress(
         TextColumn("{task.description:<16}"),
-        BarColumn(bar_width=32),
+        BarColumn(bar_width=20),
         TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[counts]}", style="dim"),
-        _TimeLeft(),
+        _TimeLeft(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[counts]}", style="dim", markup=False, table_column=rest),
         console=console,
         transient=True,
+        expand=True,
     )
     with bar:
         shown = JobProgress(console, bar)

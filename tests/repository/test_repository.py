@@ -16,7 +16,8 @@ from app.cli.main import cli
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONFIGURATION: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT: dict[str, Any] = CONFIGURATION["project"]
 
 
 def text(name: str) -> str:
@@ -193,34 +194,66 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
 def test_in_ci_a_skipped_test_is_a_failure(tmp_path: Path, source: str, code: int) -> None:
     (tmp_path / "test_one.py").write_text(source)
     (tmp_path / "test_two.py").write_text("def test_b(): pass")
-    ended = pytest_with("fail_on_skip", tmp_path)
+    ended = pytest_with(tmp_path, "fail_on_skip")
     assert ended.returncode == code, ended.stdout
 
 
-def pytest_with(plugin: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a folder's tests with a plugin of `.ci`, and none of the environment's, which take seconds to load."""
+def pytest_with(folder: Path, *plugins: str) -> subprocess.CompletedProcess[str]:
+    """Run a folder's tests with plugins of `.ci`, and none of the environment's, which take seconds to load."""
     environment = os.environ | {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     environment["PYTHONPATH"] = str(ROOT / ".ci")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", plugin, "-p", "no:cacheprovider", str(folder)]
+    chosen = [word for plugin in (*plugins, "no:cacheprovider") for word in ("-p", plugin)]
+    command = [sys.executable, "-m", "pytest", "-q", *chosen, str(folder)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("body", "code", "told"),
+    [
+        ("pass", 0, "2 passed"),
+        ("assert False", 1, "1 failed, 1 passed"),
+        ("pytest.skip('no')", 1, "1 passed, 1 skipped"),
+    ],
+)
 @pytest.mark.parametrize("lingers", [False, True])
 def test_in_ci_a_process_that_does_not_end_is_ended_and_keeps_its_verdict(
-    tmp_path: Path, fails: bool, lingers: bool
+    tmp_path: Path, body: str, code: int, told: str, lingers: bool
 ) -> None:
     (tmp_path / "conftest.py").write_text("import end_in_time\nend_in_time.SECONDS = 1")
     (tmp_path / "test_one.py").write_text(
-        "import threading, time\n"
+        "import pytest, threading, time\n"
         "def lingers(seconds): time.sleep(seconds)\n"
         f"def test_a(): threading.Thread(target=lingers, args=({600 * lingers},)).start()\n"
-        f"def test_b(): assert {not fails}"
+        f"def test_b(): {body}"
     )
-    ended = pytest_with("end_in_time", tmp_path)
-    assert ended.returncode == int(fails), ended.stdout
-    assert ("1 failed, 1 passed" if fails else "2 passed") in ended.stdout
+    ended = pytest_with(tmp_path, "fail_on_skip", "end_in_time")
+    assert ended.returncode == code, ended.stdout
+    assert told in ended.stdout
     assert ("not the process, for 1 s" in ended.stderr) == ("in lingers" in ended.stderr) == lingers
+
+
+def test_in_ci_a_process_that_never_comes_back_to_python_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text("import end_in_time\nend_in_time.SECONDS = 1")
+    (tmp_path / "test_one.py").write_text(
+        "import atexit, ctypes\n"
+        "def lingers(): ctypes.PyDLL(None).sleep(600)  # and keeps all other threads waiting\n"
+        "def test_a(): atexit.register(lingers)"
+    )
+    ended = pytest_with(tmp_path, "end_in_time")
+    assert ended.returncode == 1
+    assert "1 passed" in ended.stdout
+    assert "in lingers" in ended.stderr
+
+
+def test_a_test_has_its_own_time_before_the_whole_run_is_ended() -> None:
+    options = CONFIGURATION["tool"]["pytest"]["ini_options"]
+    assert options["faulthandler_exit_on_timeout"]
+    marked = re.compile(r"\bmark\.timeout\((\d+)\)")
+    own = [
+        int(found) for path in (ROOT / "tests").rglob("*.py") for found in marked.findall(path.read_text())
+    ]
+    assert own
+    assert options["faulthandler_timeout"] >= 60 + max(options["timeout"], *own)
 
 
 def tracked() -> list[Path]:

@@ -5,6 +5,7 @@ import io
 from rich.console import Console
 
 from app.cli.progress import JobProgress, job_progress, transfer_progress
+from app.report import quantities
 
 
 def document(done: int, eta: float | None = None) -> dict[str, object]:
@@ -70,6 +71,22 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left() -> None:
         progress.update("running", document(4, eta=3.0))
     shown = text.getvalue()
     for words in ("measuring", "40 %", "4/10 entries", "3.0", "left"):
+        assert words in shown
+
+
+def test_on_a_narrow_terminal_the_details_give_way_not_the_time_left() -> None:
+    text = io.StringIO()
+    detail = "step 1 around the plans of 2.25 bits, 2.5 bits, 3 bits, 4 bits and 5 bits, 3 of 25 parts"
+    with job_progress(Console(file=text, width=80, force_terminal=True)) as progress:
+        progress.update("running", document(4, eta=838.0) | {"detail": detail})
+    shown = text.getvalue()
+    for words in (
+        "measuring",
+        "40 %",
+        "4/10 entries",
+        f"{quantities.duration(838.0)} left",
+        "\N{HORIZONTAL ELLIPSIS}",
+    ):
         assert words in shown
 
 

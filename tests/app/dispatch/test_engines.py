@@ -5,6 +5,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 
 import engine_tasks
@@ -179,6 +180,18 @@ def test_a_closed_dask_engine_answers_at_once(settings):
     engine.cancel("task/0")
     with pytest.raises(EngineUnavailable, match="closed"):
         engine.submit("task/0", task_id="task", attempt=0, priority=0)
+
+
+def test_a_question_that_a_stopped_loop_would_never_answer_ends(settings, monkeypatch):
+    """Asked just as another thread closes the engine."""
+    monkeypatch.setattr("app.dispatch.dask_engine.ANSWER_TIMEOUT_S", 0.05)
+    engine = dask_engine(settings, engine_tasks.run, {})
+    engine._loop.call_soon_threadsafe(engine._loop.stop)
+    engine._thread.join()
+    assert engine.capacity() == 0
+    engine._thread = threading.Thread(target=engine._loop.run_forever)
+    engine._thread.start()
+    engine.close()
 
 
 def test_a_local_engine_prepares_each_process_before_its_first_task(tmp_path, monkeypatch):
