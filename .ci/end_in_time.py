@@ -13,24 +13,17 @@ import pytest
 
 SECONDS = 120
 
-_sessions: list[pytest.Session] = []
 
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Note whose verdict it will be."""
-    _sessions.append(session)
-
-
-def pytest_unconfigure() -> None:
-    """All tests have run, and all fixtures have been torn down."""
-    sys.stdout.flush()  # what was printed of the tests
-    threading.Thread(target=_end, name="end", daemon=True).start()
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """All tests have run, and all fixtures have been torn down; reports and the garbage collection of pytest are to come."""
+    threading.Thread(target=_end, args=(session,), name="end", daemon=True).start()
     # Where code that never comes back to Python lets no other thread run, the verdict is lost.
     faulthandler.dump_traceback_later(2 * SECONDS, exit=True, file=sys.__stderr__)
 
 
-def _end() -> None:
+def _end(session: pytest.Session) -> None:
     time.sleep(SECONDS)
     print(f"The tests have ended, but not the process, for {SECONDS} s:", file=sys.__stderr__, flush=True)
     faulthandler.dump_traceback(file=sys.__stderr__)
-    os._exit(int(_sessions[0].exitstatus) if _sessions else 1)
+    sys.stdout.flush()  # what was printed of the tests
+    os._exit(int(session.exitstatus))

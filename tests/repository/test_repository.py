@@ -200,7 +200,11 @@ def test_in_ci_a_skipped_test_is_a_failure(tmp_path: Path, source: str, code: in
 
 def pytest_with(folder: Path, *plugins: str) -> subprocess.CompletedProcess[str]:
     """Run a folder's tests with plugins of `.ci`, and none of the environment's, which take seconds to load."""
-    environment = os.environ | {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = os.environ | {
+        "PYTEST_ADDOPTS": "",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONUNBUFFERED": "",
+    }
     environment["PYTHONPATH"] = str(ROOT / ".ci")
     chosen = [word for plugin in (*plugins, "no:cacheprovider") for word in ("-p", plugin)]
     command = [sys.executable, "-m", "pytest", "-q", *chosen, str(folder)]
@@ -215,21 +219,31 @@ def pytest_with(folder: Path, *plugins: str) -> subprocess.CompletedProcess[str]
         ("pytest.skip('no')", 1, "1 passed, 1 skipped"),
     ],
 )
-@pytest.mark.parametrize("lingers", [False, True])
+@pytest.mark.parametrize(
+    ("where", "lingers"),
+    [
+        ("nowhere", "lambda: None"),
+        ("a thread", "threading.Thread(target=wait).start"),
+        ("garbage", "garbage"),
+    ],
+)
 def test_in_ci_a_process_that_does_not_end_is_ended_and_keeps_its_verdict(
-    tmp_path: Path, body: str, code: int, told: str, lingers: bool
+    tmp_path: Path, body: str, code: int, told: str, where: str, lingers: str
 ) -> None:
     (tmp_path / "conftest.py").write_text("import end_in_time\nend_in_time.SECONDS = 1")
     (tmp_path / "test_one.py").write_text(
-        "import pytest, threading, time\n"
-        "def lingers(seconds): time.sleep(seconds)\n"
-        f"def test_a(): threading.Thread(target=lingers, args=({600 * lingers},)).start()\n"
+        "import gc, pytest, threading, time\n"
+        "def wait(*_): time.sleep(600)\n"
+        "class Cycle: __del__ = wait\n"
+        "def garbage(): gc.disable(); cycle = Cycle(); cycle.itself = cycle\n"
+        f"def test_a(): ({lingers})()\n"
         f"def test_b(): {body}"
     )
     ended = pytest_with(tmp_path, "fail_on_skip", "end_in_time")
     assert ended.returncode == code, ended.stdout
     assert told in ended.stdout
-    assert ("not the process, for 1 s" in ended.stderr) == ("in lingers" in ended.stderr) == lingers
+    stuck = where != "nowhere"
+    assert ("not the process, for 1 s" in ended.stderr) == ("in wait" in ended.stderr) == stuck
 
 
 def test_in_ci_a_process_that_never_comes_back_to_python_is_ended(tmp_path: Path) -> None:
