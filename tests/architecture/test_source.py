@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[2]
 CODE = sorted(
     p for package in ("app", "solver", "workers", "migrations") for p in (ROOT / package).rglob("*.py")
 )
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 MARKERS = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")
+GLOBAL_CLOCK = re.compile(r"""setattr\(\s*(?:["'][\w.]*\btime\.\w+["']|(?:\w+\.)*time,\s*["'])""")
 MAX_FILE, MAX_FUNCTION = 400, 50
 """Forty lines is the aim for a function; this is the wall."""
 COMPILED = ROOT / "solver" / "kernels"
@@ -48,6 +50,12 @@ def test_files_and_functions_stay_small(path):
             if length > MAX_FUNCTION and COMPILED not in path.parents:
                 long.append(f"{node.name}: {length} lines")
     assert long == []
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name)
+def test_no_test_turns_the_clock_of_the_process(path):
+    """Event loops of other threads live by it: one that looks at a wrong time sleeps for hours."""
+    assert GLOBAL_CLOCK.findall(path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("path", CODE, ids=name)

@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,8 +104,7 @@ def test_what_moves_is_not_waited_for_but_does_not_crowd_out_the_rest(monkeypatc
         def resign(self):
             pass
 
-    monkeypatch.setattr(dispatcher.threading, "Event", Watch)
-    monkeypatch.setattr(dispatcher.threading, "Thread", Held)
+    monkeypatch.setattr(dispatcher, "threading", SimpleNamespace(Event=Watch, Thread=Held))
     DispatcherHandle(Rounds(), FakeEngine(), 0.5)._thread.target()
     assert pauses == [0.5, 0.5, 0, 0, 0.5, 0, 0, 0, 0.5, 0, 0, 0.5]
 

@@ -1,5 +1,8 @@
 """What a worker does with a task, on both databases. The computing itself is played; it has its own tests."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
@@ -265,7 +268,7 @@ def test_a_finished_entry_waits_for_the_database_to_come_back(bench, measuring, 
         return honest(*arguments)
 
     monkeypatch.setattr(work, "store_measurement", away_for_a_while)
-    monkeypatch.setattr(work.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _seconds: None))
     assert bench.run(task_id) == DONE
     assert measuring.finished == 3
     assert bench.measured() == set(bench.keys(job_id))
