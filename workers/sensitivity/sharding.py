@@ -105,9 +105,13 @@ def _split(ends: Sequence[float], bound: float) -> list[int]:
 
 def load(unit: UnitInfo) -> float:
     """What running a unit takes, in multiply-accumulates per sample; 0 for look-ups."""
-    # Each number of the output is the product with one output channel's weights.
-    written = unit.macs * unit.shape[unit.output_channel_axis] / unit.weights
-    return unit.macs + _MACS_PER_OUTPUT * written
+    return unit.macs + _MACS_PER_OUTPUT * written(unit)
+
+
+def written(unit: UnitInfo) -> float:
+    """How many numbers a unit's output has per sample; 0 for look-ups."""
+    # Each is the product with one output channel's weights.
+    return unit.macs * unit.shape[unit.output_channel_axis] / unit.weights
 
 
 def _reached_shares(description: ModelDescription) -> list[float]:

@@ -36,7 +36,8 @@ def share_of(units, info, amount):
 
     def takes(of):
         fed = amount.samples * amount.groups / amount.feeds
-        return 1 + fed * load(of) + headway.MACS_PER_WEIGHT * of.weights
+        written = of.macs / of.weights * of.shape[of.output_channel_axis]
+        return 1 + fed * (of.macs + headway.MACS_PER_OUTPUT * written) + headway.MACS_PER_WEIGHT * of.weights
 
     return takes(info) / sum(takes(unit.info) for unit in units)
 
