@@ -6,8 +6,6 @@ without a distribution, is a mean itself, and tells more.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from workers.contracts import InputInfo, Metric
 
@@ -32,23 +30,3 @@ def measure_blocks(metric: Metric, output: InputInfo, positions: int, samples: i
     known = math.prod(size for size in counted if size is not None)
     numbers = known * (positions if None in counted else 1)
     return min(max(samples * min(numbers, _COUNTED_PER_SAMPLE) // _LEAST_NUMBERS, FEWEST), MOST)
-
-
-def free_positions(inputs: Sequence[InputInfo], tensors: Mapping[str, Mapping[str, Any]]) -> int:
-    """How many positions a sample has along axes whose size a model leaves open, such as tokens.
-
-    A model's multiply-accumulates are counted with one position there. Inputs mostly share such axes: the input with the
-    most positions tells.
-
-    Args:
-        inputs: Of the model.
-        tensors: Of the data, by name: ``shape`` with samples first.
-    """
-    return max(
-        (_open(info.shape[1:], tensors[info.name]["shape"][1:]) for info in inputs if info.name in tensors),
-        default=1,
-    )
-
-
-def _open(declared: Sequence[int | None], found: Sequence[int]) -> int:
-    return math.prod(size for known, size in zip(declared, found, strict=True) if known is None)

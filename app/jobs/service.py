@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.datasets.rules import check_dataset, has_labels
 from app.errors import InvalidRequest, JobFinished, KeyReused, ModelNotReady, NotFound
 from app.jobs import repository, rules, tasks
-from app.jobs.blocks import free_positions, measure_blocks
+from app.jobs.blocks import measure_blocks
 from app.jobs.candidates import (
     DEFAULT_CANDIDATES,
     Offered,
@@ -43,6 +43,7 @@ from app.plans.spec import BudgetCounts, PlanSpec, minimum_bits, sizes_of
 from app.settings import Settings
 from solver.errors import BudgetError
 from workers.contracts import Metric, ModelDescription
+from workers.sensitivity.sharding import free_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +290,7 @@ def _blocks(
     choice = SampleChoice(
         available=dataset.samples, samples=create.samples, holdout=create.holdout, seed=create.seed
     )
-    positions = free_positions(compared.inputs, dataset.tensors)
+    positions = free_positions(compared.inputs, {name: t["shape"] for name, t in dataset.tensors.items()})
     return {"blocks": measure_blocks(method.compare, compared.outputs[0], positions, choice.used)}
 
 

@@ -8,13 +8,13 @@ budgets have it. Where passes are short that share would stop steps that nobody 
 number of multiply-accumulates in any case.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.jobs.blocks import free_positions
 from app.plans.refinement import End
 from workers.contracts import ModelDescription
+from workers.sensitivity.sharding import free_positions
 
 SHARE = 0.6
 """Of the passes spent on knowing costs. In time it is less, since entries take longer than their work says."""
@@ -74,7 +74,7 @@ def allowance_of(  # noqa: PLR0913 - one keyword for each thing it depends on
     ordinal: int,
     entries: float,
     samples: int,
-    tensors: Mapping[str, Mapping[str, Any]],
+    shapes: Mapping[str, Sequence[int]],
     first_step: float,
 ) -> Allowance:
     """What refining the plan of one of a job's budgets may take.
@@ -85,7 +85,7 @@ def allowance_of(  # noqa: PLR0913 - one keyword for each thing it depends on
         ordinal: Of the budget.
         entries: Passes that the job's entries took.
         samples: Calibrated on.
-        tensors: Of the calibration data, by name: ``shape`` with samples first.
+        shapes: Of the calibration data's tensors, by name, samples first.
         first_step: Passes that a first step takes.
     """
     known = entries + (probe_passes(request["probes"]) if "probes" in request else 0.0)
@@ -93,7 +93,7 @@ def allowance_of(  # noqa: PLR0913 - one keyword for each thing it depends on
     shared = SHARE * known if asked is None else asked
     among = max(min(len(request["budgets"]), int(shared // first_step)), 1)
     own = shared / among if ordinal < among else 0.0
-    positions = free_positions(description.inputs, tensors)
+    positions = free_positions(description.inputs, shapes)
     operations = samples * positions * sum(unit.macs for unit in description.units)
     least = LEAST_OPERATIONS / max(operations, 1)
     return Allowance(

@@ -162,7 +162,7 @@ def refinement_of(session: Session, job_id: str, ordinal: int) -> Refinement:
             ordinal=ordinal,
             entries=spent,
             samples=source.choice.used,
-            tensors=dataset.tensors,
+            shapes={name: found["shape"] for name, found in dataset.tensors.items()},
             first_step=probe_passes(PROBES + 1) + MEASURED_FIRST,
         ),
     )

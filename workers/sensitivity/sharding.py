@@ -6,11 +6,12 @@ multiply-accumulates and what it writes: early layers of convolutional networks 
 else (norms, attention between activations) is taken to be spread like them.
 """
 
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
-from workers.contracts import Candidate, ModelDescription, UnitInfo
+from workers.contracts import Candidate, InputInfo, ModelDescription, UnitInfo
 from workers.errors import RequestRefused
 
 Wanted = Sequence[tuple[str, Candidate]]
@@ -112,6 +113,25 @@ def written(unit: UnitInfo) -> float:
     """How many numbers a unit's output has per sample; 0 for look-ups."""
     # Each is the product with one output channel's weights.
     return unit.macs * unit.shape[unit.output_channel_axis] / unit.weights
+
+
+def free_positions(inputs: Sequence[InputInfo], shapes: Mapping[str, Sequence[int]]) -> int:
+    """How many positions a sample has along axes whose size a model leaves open, such as tokens.
+
+    A model's multiply-accumulates are counted with one position there. Inputs mostly share such axes: the input with the
+    most positions tells.
+
+    Args:
+        inputs: Of the model.
+        shapes: Of the data's tensors, by name, samples first.
+    """
+    return max(
+        (_open(info.shape[1:], shapes[info.name][1:]) for info in inputs if info.name in shapes), default=1
+    )
+
+
+def _open(declared: Sequence[int | None], found: Sequence[int]) -> int:
+    return math.prod(size for known, size in zip(declared, found, strict=True) if known is None)
 
 
 def _reached_shares(description: ModelDescription) -> list[float]:

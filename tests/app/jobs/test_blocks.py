@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.jobs.blocks import FEWEST, MOST, free_positions, measure_blocks
+from app.jobs.blocks import FEWEST, MOST, measure_blocks
 from app.jobs.tasks import cut, source_of
 from app.jobs.tasks import measure_blocks as measure_blocks_of
 from app.models import Dataset, Model
@@ -47,19 +47,6 @@ def test_more_to_tell_never_means_fewer_blocks(metric, classes, positions, sampl
     ]
     assert FEWEST <= found[0] <= min(found[1:])
     assert max(found) <= MOST
-
-
-def test_positions_are_those_along_open_axes():
-    def info(name, *shape):
-        return InputInfo(name=name, dtype="int64", shape=shape)
-
-    shapes = {"text": [9, 40], "answer": [9, 7], "image": [9, 3, 8, 6], "labels": [9, 40]}
-    tensors = {name: {"shape": shape} for name, shape in shapes.items()}
-    assert free_positions([info("text", None, None), info("answer", None, None)], tensors) == 40
-    assert free_positions([info("text", None, 40), info("answer", None, None)], tensors) == 7
-    assert free_positions([info("image", None, 3, None, None)], tensors) == 48
-    assert free_positions([info("image", None, 3, 8, 6)], tensors) == 1
-    assert free_positions([], tensors) == 1
 
 
 @pytest.mark.parametrize(

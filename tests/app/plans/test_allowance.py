@@ -29,7 +29,7 @@ def allowed(ordinal=0, *, budgets=1, entries=0.0, samples=16, macs=10**15, token
         ordinal=ordinal,
         entries=entries,
         samples=samples,
-        tensors={"ids": {"shape": (2 * samples, tokens or 1)}},
+        shapes={"ids": (2 * samples, tokens or 1)},
         first_step=STEP,
     )
 

@@ -6,9 +6,9 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from workers.contracts import Candidate, ModelDescription, Scheme, UnitInfo
+from workers.contracts import Candidate, InputInfo, ModelDescription, Scheme, UnitInfo
 from workers.errors import RequestRefused
-from workers.sensitivity.sharding import in_execution_order, load, plan_shards, work
+from workers.sensitivity.sharding import free_positions, in_execution_order, load, plan_shards, work
 
 
 def description(*macs, reached=None):
@@ -131,3 +131,15 @@ def test_planning_does_not_import_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_positions_are_those_along_open_axes():
+    def info(name, *shape):
+        return InputInfo(name=name, dtype="int64", shape=shape)
+
+    shapes = {"text": [9, 40], "answer": [9, 7], "image": [9, 3, 8, 6], "labels": [9, 40]}
+    assert free_positions([info("text", None, None), info("answer", None, None)], shapes) == 40
+    assert free_positions([info("text", None, 40), info("answer", None, None)], shapes) == 7
+    assert free_positions([info("image", None, 3, None, None)], shapes) == 48
+    assert free_positions([info("image", None, 3, 8, 6)], shapes) == 1
+    assert free_positions([], shapes) == 1

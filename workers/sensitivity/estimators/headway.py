@@ -19,9 +19,9 @@ MACS_PER_OUTPUT = 100.0
 compute little and move much. With 40, as forward, the last tenth of its layers seemed to take twice what they do."""
 MACS_PER_WEIGHT = 60.0
 """What products with a weight's candidates take, in multiply-accumulates of the forward pass: MiniLM, likewise."""
-MACS_PER_CHANGE = 400.0
-"""What making a candidate's weight takes, for each of its numbers: SmolLM2-135M, MiniLM. EfficientNet-Lite0's take more than
-twice that, and are few."""
+MACS_PER_CHANGE = 150.0
+"""What making a candidate's weight takes, for each of its numbers: SmolLM2-135M 90, MiniLM 230, EfficientNet-Lite0 300, where
+they are few."""
 
 Progress = Callable[[float, int], None]
 """Told how many samples are done, and of how many; may raise to stop."""
@@ -33,6 +33,7 @@ class Amount:
 
     Args:
         samples: Each walked back over once per probe.
+        positions: How many each has where a model's multiply-accumulates are counted with one, such as tokens.
         probes: How many.
         groups: Of probes that share their forward passes.
         feeds: How many parts the samples are fed in, over all groups.
@@ -40,6 +41,7 @@ class Amount:
     """
 
     samples: int
+    positions: int
     probes: int
     groups: int
     feeds: int
@@ -62,13 +64,13 @@ class Headway:
         units = [unit.info for unit in entries.units]
         self._progress = progress
         self._amount = amount
-        self._passing = max(sum(map(load, units)), 1.0)
+        self._passing = max(sum(map(load, units)), 1.0) * amount.positions
         self._making = [
             MACS_PER_CHANGE * unit.weights * len(candidates)
             for unit, candidates in zip(units, entries.candidates, strict=True)
         ]
         self._units = {node: [use.unit for use in uses] for node, uses in at.items()}
-        fed = amount.samples * amount.groups / max(amount.feeds, 1)
+        fed = amount.samples * amount.positions * amount.groups / max(amount.feeds, 1)
         amounts = {
             # Of tied weights the look-up computes nothing.
             node: 1.0

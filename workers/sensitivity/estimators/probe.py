@@ -47,6 +47,7 @@ from workers.sensitivity.estimators.totals import ProbeValues, Totals
 from workers.sensitivity.estimators.uses import Uses
 from workers.sensitivity.estimators.visited import VisitedStep
 from workers.sensitivity.exact import Setup
+from workers.sensitivity.sharding import free_positions
 
 FOLLOWED_BITS = 3
 """Finer candidates change so little that following them tells nothing: rank correlations and regrets on EfficientNet-Lite0,
@@ -224,8 +225,11 @@ class _Probing:
             quantize=options.quantize,
             memory_bytes=options.changes_bytes if feeds > 1 else 0,  # else nothing kept is of use
         )
+        inputs = setup.program.model.inputs
+        shapes = {info.name: fed.shape for info, fed in zip(inputs, batches.inputs, strict=True)}
         amount = Amount(
             samples=len(batches.samples),
+            positions=free_positions(inputs, shapes),
             probes=walks,
             groups=groups,
             feeds=feeds,

@@ -34,11 +34,12 @@ class Case:
         return [(unit.info.name, candidate) for unit in self.units for candidate in self.candidates]
 
 
-def export(module, inputs, *, fixed, path):
-    key = (id(module), fixed)
+def export(module, inputs, *, fixed, path, sequences=False):
+    key = (id(module), fixed, sequences)
     if key not in _EXPORTED:
         batch = torch.export.Dim("batch", min=1, max=1024)
-        shapes = None if fixed else tuple({0: batch} for _ in inputs)
+        axes = {0: batch} | ({1: torch.export.Dim("positions", min=2, max=1024)} if sequences else {})
+        shapes = None if fixed else tuple(axes for _ in inputs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, inputs, dynamic_shapes=shapes)
@@ -53,9 +54,10 @@ def make_setup(tmp_path):
     """A setup from a module: exported, saved, read back."""
     count = iter(range(100))
 
-    def make(module, inputs, *, metric=Metric.KL, batch_size=3, fixed=None, labels=None):
+    def make(module, inputs, *, metric=Metric.KL, batch_size=3, fixed=None, labels=None, sequences=False):
         example = tuple(tensor[: fixed or 2] for tensor in inputs)
-        model = export(module.eval(), example, fixed=fixed, path=tmp_path / f"{next(count)}.pt2")
+        path = tmp_path / f"{next(count)}.pt2"
+        model = export(module.eval(), example, fixed=fixed, path=path, sequences=sequences)
         program = Program(model)
         selection = Selection(samples=None, seed=0, batch_size=batch_size)
         batches = Batches.of(inputs, labels, selection, fixed_batch=model.batch_size)

@@ -1,6 +1,7 @@
 """How far a probe is: as shares of what all of it takes, reckoned here by hand."""
 
 import pytest
+import torch
 
 from tests.workers.sensitivity.estimators import models
 from workers.graph.dataflow import Dataflow, operator_name
@@ -35,19 +36,20 @@ def share_of(units, info, amount):
     """A unit's share of a walk."""
 
     def takes(of):
-        fed = amount.samples * amount.groups / amount.feeds
+        fed = amount.samples * amount.positions * amount.groups / amount.feeds
         written = of.macs / of.weights * of.shape[of.output_channel_axis]
         return 1 + fed * (of.macs + headway.MACS_PER_OUTPUT * written) + headway.MACS_PER_WEIGHT * of.weights
 
     return takes(info) / sum(takes(unit.info) for unit in units)
 
 
+@pytest.mark.parametrize("positions", [1, 7])
 @pytest.mark.parametrize("kept", [True, False])
-def test_candidates_are_made_once_where_they_are_kept(make_setup, kept):
+def test_candidates_are_made_once_where_they_are_kept(make_setup, kept, positions):
     case = make_setup(*models.build("linear"))
-    amount = Amount(samples=10, probes=4, groups=1, feeds=2, kept=kept)
+    amount = Amount(samples=10, positions=positions, probes=4, groups=1, feeds=2, kept=kept)
     told = told_by(case.setup, case.wanted, amount, [(6, 4), (4, 4)])
-    passing = sum(load(unit.info) for unit in case.units)
+    passing = positions * sum(load(unit.info) for unit in case.units)
     making = sum(headway.MACS_PER_CHANGE * unit.info.weights * 3 for unit in case.units)
     walk = 1 + 4 * headway.PASSES_PER_WALK
     total = 10 * passing * walk + making * (1 if kept else 2)
@@ -64,7 +66,7 @@ def test_candidates_are_made_once_where_they_are_kept(make_setup, kept):
 
 def test_probes_that_do_not_share_their_forward_passes_take_more(make_setup):
     case = make_setup(*models.build("linear"))
-    amount = Amount(samples=10, probes=3, groups=2, feeds=2, kept=True)
+    amount = Amount(samples=10, positions=1, probes=3, groups=2, feeds=2, kept=True)
     told = told_by(
         case.setup, [(name, c) for name, c in case.wanted if c.bits == 2], amount, [(10, 2), (10, 1)]
     )
@@ -98,7 +100,7 @@ def test_the_look_up_of_a_tied_table_takes_next_to_nothing(make_setup):
     look_ups = [operator_name(node) == "embedding" for node in reversed(at)]
     assert any(look_ups)
     assert not all(look_ups)
-    amount = Amount(samples=1000, probes=4, groups=1, feeds=1, kept=True)
+    amount = Amount(samples=1000, positions=1, probes=4, groups=1, feeds=1, kept=True)
     told = told_by(case.setup, case.wanted, amount, [(1000, 4)])
     for look_up, before, after in zip(look_ups[1:], told, told[1:], strict=False):
         assert (after - before < 1e-2) == look_up
@@ -118,4 +120,24 @@ def test_the_amount_is_that_of_the_feeds(make_setup, monkeypatch):
     weights = sum(each * 3 * unit.info.weights for unit in case.units)
     for most in (weights, weights - 1):
         list(probe(case.setup, case.wanted, ProbeOptions(probes=3, together=2, changes_bytes=most)))
-    assert amounts == [Amount(samples=5, probes=3, groups=2, feeds=4, kept=kept) for kept in (True, False)]
+    assert amounts == [
+        Amount(samples=5, positions=1, probes=3, groups=2, feeds=4, kept=kept) for kept in (True, False)
+    ]
+
+
+def test_tokens_count_as_positions(make_setup, monkeypatch):
+    """A model that takes any length counts its multiply-accumulates with one token."""
+    module = torch.nn.Sequential(torch.nn.Embedding(11, 4), torch.nn.Linear(4, 3)).double()
+    ids = torch.arange(5 * 6).reshape(5, 6) % 11
+    case = make_setup(module, (ids,), sequences=True)
+    assert case.setup.program.model.inputs[0].shape == (None, None)
+    assert [unit.info.macs for unit in case.units] == [0, 12]
+    amounts = []
+    monkeypatch.setattr(
+        "workers.sensitivity.estimators.probe.Headway",
+        lambda at, entries, amount, progress: (
+            amounts.append(amount) or Headway(at, entries, amount, progress)
+        ),
+    )
+    list(probe(case.setup, case.wanted, ProbeOptions(probes=1)))
+    assert [amount.positions for amount in amounts] == [6]
