@@ -14,9 +14,6 @@ from workers.sensitivity.sharding import load, written
 PASSES_PER_WALK = 2.4
 """What a walk back with its products takes, in forward passes: four probes, six candidates for each unit, with the next weights
 followed. EfficientNet-Lite0 2.55, ESRGAN 2.6, MiniLM 2.3."""
-FIRST_FEED = 1.25
-"""How many times as long the first feed takes as a later one: it writes to memory for the first time. SmolLM2-135M 1.39,
-EfficientNet-Lite0 1.17, MiniLM 1.14."""
 MACS_PER_OUTPUT = 100.0
 """What a walk takes for each number of a unit's output, beside its multiply-accumulates: EfficientNet-Lite0, where early layers
 compute little and move much. With 40, as forward, the last tenth of its layers seemed to take twice what they do."""
@@ -90,11 +87,8 @@ class Headway:
 
     def fed(self, samples: int, probes: int) -> None:
         """So many samples have been passed forward, for so many probes."""
-        dearer = FIRST_FEED if self._done == 0.0 else 1.0
-        passed = dearer * samples * self._passing
-        self._walking = PASSES_PER_WALK * probes * passed
-        self._done += passed
-        self._total += (1.0 - 1.0 / dearer) * (passed + self._walking)
+        self._done += samples * self._passing
+        self._walking = PASSES_PER_WALK * probes * samples * self._passing
         if not self._amount.kept:
             self._made.clear()
 

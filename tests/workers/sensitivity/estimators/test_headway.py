@@ -52,9 +52,8 @@ def test_candidates_are_made_once_where_they_are_kept(make_setup, kept, position
     passing = positions * sum(load(unit.info) for unit in case.units)
     making = sum(headway.MACS_PER_CHANGE * unit.info.weights * 3 for unit in case.units)
     walk = 1 + 4 * headway.PASSES_PER_WALK
-    first = headway.FIRST_FEED * 6
-    total = (first + 4) * passing * walk + making * (1 if kept else 2)
-    assert told[len(case.units) - 1] == pytest.approx((first * passing * walk + making) / total)
+    total = 10 * passing * walk + making * (1 if kept else 2)
+    assert told[len(case.units) - 1] == pytest.approx((6 * passing * walk + making) / total)
     assert told[-2:] == [pytest.approx(1.0), 1.0]
     assert told == sorted(told)
     # Where walks pass a step a second time, its unit's candidates are there, or are made again.
@@ -74,7 +73,6 @@ def test_probes_that_do_not_share_their_forward_passes_take_more(make_setup):
     passing = sum(load(unit.info) for unit in case.units)
     making = sum(headway.MACS_PER_CHANGE * unit.info.weights for unit in case.units)
     first, second = (10 * passing * (1 + n * headway.PASSES_PER_WALK) for n in (2, 1))
-    first *= headway.FIRST_FEED
     assert told[len(case.units) - 1] == pytest.approx((first + making) / (first + second + making))
 
 
