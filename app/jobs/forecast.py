@@ -69,15 +69,48 @@ def seconds_left(parts: Sequence[Part], workers: int) -> float | None:
     return max(free)
 
 
+def typical_pace(
+    timed: Sequence[tuple[float, float]], weights: Sequence[float] | None = None
+) -> float | None:
+    """Seconds for a unit of work: the median, by work.
+
+    What happens once (memory that is touched for the first time, another program's burst) makes a mean too long for all that
+    is left. The median leaves it out, and follows once most of the work is slow.
+
+    Args:
+        timed: Work and the seconds that it took, piece by piece.
+        weights: How much a piece counts for its work; ``None``: all alike.
+
+    Returns:
+        ``None`` if nothing was timed.
+    """
+    of = weights or [1.0] * len(timed)
+    pieces = [(work, seconds, w) for (work, seconds), w in zip(timed, of, strict=True) if work > 0.0]
+    return _weighted_median([(seconds / work, w * work) for work, seconds, w in pieces]) if pieces else None
+
+
+def _weighted_median(values: Sequence[tuple[float, float]]) -> float:
+    """Of values with weights above 0: where half of all weight lies below, each value's own being half below and half above.
+
+    Of equal weights it is the usual median; between two values it is on the line between them.
+    """
+    ascending = sorted(values)
+    half = math.fsum(weight for _, weight in values) / 2
+    below, before, centre_before = 0.0, ascending[0][0], 0.0
+    for value, weight in ascending:
+        centre = below + weight / 2
+        if centre >= half:
+            share = (half - centre_before) / (centre - centre_before)
+            return before + share * (value - before)
+        below, before, centre_before = below + weight, value, centre
+    return before
+
+
 def _pace(parts: Sequence[Part]) -> float | None:
     """Seconds for a unit of work; what was told of last counts four times as much as what was told of first."""
-    timed = [part for part in parts if part.timed_work > 0.0]
-    if not timed:
-        return None
-    longest = max(part.ago_seconds for part in timed)
-    weights = [0.25 ** (part.ago_seconds / longest) if longest > 0.0 else 1.0 for part in timed]
-    seconds = math.fsum(w * part.timed_seconds for w, part in zip(weights, timed, strict=True))
-    return seconds / math.fsum(w * part.timed_work for w, part in zip(weights, timed, strict=True))
+    longest = max((part.ago_seconds for part in parts if part.timed_work > 0.0), default=0.0)
+    weights = [0.25 ** (part.ago_seconds / longest) if longest > 0.0 else 1.0 for part in parts]
+    return typical_pace([(part.timed_work, part.timed_seconds) for part in parts], weights)
 
 
 def _running(part: Part, pace: float, lead: float) -> float:

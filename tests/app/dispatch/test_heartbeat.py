@@ -107,6 +107,22 @@ def test_the_speed_of_a_moment_is_not_told(bench, claimed, clock):
         assert told(bench, task_id)[:2] == (done / 50, None if done < 3 else pytest.approx(50.0))
 
 
+@pytest.mark.parametrize("slow", [0, 7, 60, 119])
+def test_what_is_slow_once_is_not_expected_of_what_is_left(bench, claimed, clock, slow):
+    task_id, claim = claimed
+    tell = Heartbeat(bench.database, claim(), clock).part()
+    tell(0, 400)
+    for step in range(120):  # shares far below those that are told apart
+        clock.now += 20.0 if step == slow else 0.1
+        tell(step + 1, 400)
+    clock.now += 1.0
+    tell(121, 400)
+    fraction, pace, left = told(bench, task_id)
+    assert fraction == pytest.approx(121 / 400)
+    assert pace == pytest.approx(40.0, rel=0.1)
+    assert left == pytest.approx(28.0, rel=0.1)
+
+
 def test_another_attempt_begins_with_its_own_speed_and_what_was_done_does_not_fall(bench, claimed, clock):
     task_id, claim = claimed
     tell = Heartbeat(bench.database, claim(), clock).part()

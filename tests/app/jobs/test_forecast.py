@@ -2,13 +2,14 @@
 
 import random
 from itertools import pairwise
+from statistics import median
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.jobs.evidence import of_tasks
-from app.jobs.forecast import Part, seconds_left
+from app.jobs.forecast import Part, seconds_left, typical_pace
 from app.jobs.progress import measuring, probing
 from app.jobs.repository import ProbeCounts, TaskTimes
 from app.models import Job, JobState, Stage, TaskKind, TaskState
@@ -155,13 +156,52 @@ def test_what_is_left_takes_no_less_than_shared_evenly_and_no_more_than_one_afte
 ):
     timed = [Part(work=work, timed_work=work, timed_seconds=seconds) for work, seconds in done]
     left = seconds_left([*timed, *(Part(work=work, left=work) for work in waiting)], workers)
-    pace = sum(seconds for _, seconds in done) / sum(work for work, _ in done)
+    pace = typical_pace(done)
     alone = pace * sum(waiting)
     assert left is not None
     assert alone / workers * (1 - 1e-9) <= left <= alone * (1 + 1e-9)
     assert left >= pace * max(waiting, default=0.0) * (1 - 1e-9)
     if workers == 1:
         assert left == pytest.approx(alone)
+
+
+paces = st.lists(st.tuples(st.floats(0.1, 10.0), st.floats(0.1, 10.0)), min_size=1, max_size=8)
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=9))
+def test_of_pieces_of_the_same_work_the_median_is_typical(seconds):
+    assert typical_pace([(1.0, each) for each in seconds]) == pytest.approx(median(seconds))
+
+
+@given(paces, st.floats(0.0, 10.0), st.integers(2, 5))
+def test_what_is_typical_lies_between_and_scales_with_work_and_seconds(timed, share, times):
+    found = typical_pace(timed)
+    assert found is not None
+    each = [seconds / work for work, seconds in timed]
+    assert min(each) * (1 - 1e-9) <= found <= max(each) * (1 + 1e-9)
+    assert typical_pace([*timed, (0.0, share)]) == found, "nothing was done"
+    twice = [(work * times, seconds * times) for work, seconds in timed]
+    assert typical_pace(twice) == pytest.approx(found)
+    assert typical_pace(timed, [float(times)] * len(timed)) == pytest.approx(found)
+    slower = [(work, seconds * times) for work, seconds in timed]
+    assert typical_pace(slower) == pytest.approx(found * times)
+
+
+def test_nothing_timed_has_no_speed():
+    assert typical_pace([]) is None
+    assert typical_pace([(0.0, 3.0)]) is None
+
+
+@pytest.mark.parametrize("slow", range(20))
+def test_a_piece_that_is_slow_by_itself_is_not_expected_again(slow):
+    timed = [(0.05, 1.0 + (50.0 if i == slow else i / 100)) for i in range(20)]
+    assert typical_pace(timed) == pytest.approx(22.0, rel=0.05)
+
+
+def test_between_two_pieces_the_heavier_one_counts_more():
+    assert typical_pace([(1.0, 1.0), (1.0, 2.0)]) == pytest.approx(1.5)
+    assert typical_pace([(3.0, 3.0), (1.0, 2.0)]) == pytest.approx(1.25)
+    assert typical_pace([(1.0, 1.0), (1.0, 2.0)], [3.0, 1.0]) == pytest.approx(1.25)
 
 
 def test_what_was_told_last_counts_most():
