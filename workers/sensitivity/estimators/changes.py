@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -71,27 +72,41 @@ class Changes:
             unit: Number of the unit.
         """
         representatives = self._representatives(unit)
-        bytes_each = self._bytes_each(representatives)
-        step = max(1, _MOST_BYTES_AT_ONCE // max(1, bytes_each))
-        for start in range(0, len(self.candidates[unit]), step):
-            stop = min(start + step, len(self.candidates[unit]))
-            if (unit, start) not in self._kept:
-                found = self._compute(unit, slice(start, stop), representatives)
-                size = bytes_each * (stop - start)
-                if size > self.memory_bytes:
-                    yield found
-                    continue
-                self.memory_bytes -= size
-                self._kept[unit, start] = found
-            yield self._kept[unit, start]
+        for candidates, _ in self._at_once(unit):
+            key = unit, candidates.start
+            found = self._kept.get(key)
+            if found is None:
+                found = self._compute(unit, candidates, representatives)
+                if key in self._keeps:
+                    self._kept[key] = found
+            yield found
 
-    @property
-    def bytes(self) -> int:
-        """Memory of the changes of all candidates of all units."""
+    def made_again(self, unit: int) -> int:
+        """How many of a unit's candidates are made again for each batch."""
         return sum(
-            len(candidates) * self._bytes_each(self._representatives(unit))
-            for unit, candidates in enumerate(self.candidates)
+            candidates.stop - candidates.start
+            for candidates, _ in self._at_once(unit)
+            if (unit, candidates.start) not in self._keeps
         )
+
+    @cached_property
+    def _keeps(self) -> frozenset[tuple[int, int]]:
+        """What is kept: as much as there is memory for, from the last unit on."""
+        room, keeps = self.memory_bytes, set()
+        for unit in reversed(range(len(self.units))):
+            for candidates, size in self._at_once(unit):
+                if size <= room:
+                    room -= size
+                    keeps.add((unit, candidates.start))
+        return frozenset(keeps)
+
+    def _at_once(self, unit: int) -> Iterator[tuple[slice, int]]:
+        """Which of a unit's candidates are made at once, and the memory that their changes take."""
+        each, count = self._bytes_each(self._representatives(unit)), len(self.candidates[unit])
+        step = max(1, _MOST_BYTES_AT_ONCE // max(1, each))
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            yield slice(start, stop), each * (stop - start)
 
     def _bytes_each(self, representatives: Mapping[Node, Node]) -> int:
         """Memory of one candidate's changes of a unit's constants."""

@@ -1,6 +1,6 @@
 """How far a probe is, told after each unit's step that walks pass: for progress and the time left."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -19,9 +19,8 @@ MACS_PER_OUTPUT = 100.0
 compute little and move much. With 40, as forward, the last tenth of its layers seemed to take twice what they do."""
 MACS_PER_WEIGHT = 60.0
 """What products with a weight's candidates take, in multiply-accumulates of the forward pass: MiniLM, likewise."""
-MACS_PER_CHANGE = 150.0
-"""What making a candidate's weight takes, for each of its numbers: SmolLM2-135M 90, MiniLM 230, EfficientNet-Lite0 300, where
-they are few."""
+MACS_PER_CHANGE = 250.0
+"""What making a candidate's weight takes, for each of its numbers: SmolLM2-135M 290, MiniLM 230, EfficientNet-Lite0 300."""
 
 Progress = Callable[[float, int], None]
 """Told how many samples are done, and of how many; may raise to stop."""
@@ -37,7 +36,7 @@ class Amount:
         probes: How many.
         groups: Of probes that share their forward passes.
         feeds: How many parts the samples are fed in, over all groups.
-        kept: Candidates are made once, not once for each feed.
+        again: Per unit how many candidates are made for each feed; others are made once.
     """
 
     samples: int
@@ -45,7 +44,7 @@ class Amount:
     probes: int
     groups: int
     feeds: int
-    kept: bool
+    again: Sequence[int]
 
 
 class Headway:
@@ -65,10 +64,9 @@ class Headway:
         self._progress = progress
         self._amount = amount
         self._passing = max(sum(map(load, units)), 1.0) * amount.positions
-        self._making = [
-            MACS_PER_CHANGE * unit.weights * len(candidates)
-            for unit, candidates in zip(units, entries.candidates, strict=True)
-        ]
+        candidates = [len(each) for each in entries.candidates]
+        self._making = _to_make(units, candidates)
+        self._making_again = _to_make(units, amount.again)
         self._units = {node: [use.unit for use in uses] for node, uses in at.items()}
         fed = amount.samples * amount.positions * amount.groups / max(amount.feeds, 1)
         amounts = {
@@ -80,23 +78,26 @@ class Headway:
         }
         self._shares = {node: each / sum(amounts.values()) for node, each in amounts.items()}
         passes = amount.samples * (amount.groups + PASSES_PER_WALK * amount.probes)
-        self._total = passes * self._passing + sum(self._making) * (1 if amount.kept else amount.feeds)
+        making = sum(self._making) + (amount.feeds - 1) * sum(self._making_again)
+        self._total = passes * self._passing + making
         self._done = 0.0
         self._walking = 0.0
-        self._made: set[int] = set()
+        self._first = True
+        self._left: list[float] = []
 
     def fed(self, samples: int, probes: int) -> None:
         """So many samples have been passed forward, for so many probes."""
         self._done += samples * self._passing
         self._walking = PASSES_PER_WALK * probes * samples * self._passing
-        if not self._amount.kept:
-            self._made.clear()
+        self._left = list(self._making if self._first else self._making_again)
+        self._first = False
 
     def passed(self, node: Node) -> None:
         """Their walks have passed a unit's step."""
-        new = set(self._units[node]) - self._made
-        self._made |= new
-        self._done += self._walking * self._shares[node] + sum(self._making[unit] for unit in new)
+        self._done += self._walking * self._shares[node]
+        for unit in self._units[node]:
+            self._done += self._left[unit]
+            self._left[unit] = 0.0
         self._tell(self._done / self._total)
 
     def end(self) -> None:
@@ -106,6 +107,11 @@ class Headway:
     def _tell(self, share: float) -> None:
         samples = self._amount.probes * self._amount.samples
         self._progress(samples * min(share, 1.0), samples)
+
+
+def _to_make(units: Sequence[UnitInfo], candidates: Sequence[int]) -> list[float]:
+    """What making so many candidates of each unit takes, in multiply-accumulates."""
+    return [MACS_PER_CHANGE * unit.weights * count for unit, count in zip(units, candidates, strict=True)]
 
 
 def _walked(unit: UnitInfo) -> float:

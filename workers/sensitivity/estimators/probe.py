@@ -233,7 +233,7 @@ class _Probing:
             probes=walks,
             groups=groups,
             feeds=feeds,
-            kept=feeds == 1 or self._changes.bytes <= options.changes_bytes,
+            again=[self._changes.made_again(unit) for unit in range(len(self._entries.units))],
         )
         self._headway = Headway(self._uses.at, self._entries, amount, options.tell)
 

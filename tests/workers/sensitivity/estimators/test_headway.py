@@ -47,7 +47,8 @@ def share_of(units, info, amount):
 @pytest.mark.parametrize("kept", [True, False])
 def test_candidates_are_made_once_where_they_are_kept(make_setup, kept, positions):
     case = make_setup(*models.build("linear"))
-    amount = Amount(samples=10, positions=positions, probes=4, groups=1, feeds=2, kept=kept)
+    again = [0 if kept else 3 for _ in case.units]
+    amount = Amount(samples=10, positions=positions, probes=4, groups=1, feeds=2, again=again)
     told = told_by(case.setup, case.wanted, amount, [(6, 4), (4, 4)])
     passing = positions * sum(load(unit.info) for unit in case.units)
     making = sum(headway.MACS_PER_CHANGE * unit.info.weights * 3 for unit in case.units)
@@ -66,7 +67,7 @@ def test_candidates_are_made_once_where_they_are_kept(make_setup, kept, position
 
 def test_probes_that_do_not_share_their_forward_passes_take_more(make_setup):
     case = make_setup(*models.build("linear"))
-    amount = Amount(samples=10, positions=1, probes=3, groups=2, feeds=2, kept=True)
+    amount = Amount(samples=10, positions=1, probes=3, groups=2, feeds=2, again=[0] * len(case.units))
     told = told_by(
         case.setup, [(name, c) for name, c in case.wanted if c.bits == 2], amount, [(10, 2), (10, 1)]
     )
@@ -76,22 +77,51 @@ def test_probes_that_do_not_share_their_forward_passes_take_more(make_setup):
     assert told[len(case.units) - 1] == pytest.approx((first + making) / (first + second + making))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.7, 1.0])
 @pytest.mark.parametrize("name", ["linear", "tied", "twice"])
-def test_the_memory_of_all_candidates_is_what_they_take_when_kept(make_setup, name):
+def test_what_memory_has_room_for_is_made_once_and_the_rest_again(make_setup, name, share):
     case = make_setup(*models.build(name), batch_size=2)
     entries, _ = entries_and_uses(case.setup, case.wanted)
     uses = Uses.of(Dataflow.of(case.setup.program.model), entries.units)
-    changes = Changes(
-        program=case.setup.program,
-        units=entries.units,
-        candidates=entries.candidates,
-        operands=uses.operands,
-        quantize=round_to_nearest,
-        memory_bytes=1 << 30,
-    )
-    for unit in range(len(entries.units)):
-        list(changes.of(unit))
-    assert changes.bytes == (1 << 30) - changes.memory_bytes > 0
+    made = []
+
+    def quantize(unit, weight, candidate):
+        made.append((unit.info.name, candidate))
+        return round_to_nearest(unit, weight, candidate)
+
+    def changes_within(memory_bytes):
+        return Changes(
+            program=case.setup.program,
+            units=entries.units,
+            candidates=entries.candidates,
+            operands=uses.operands,
+            quantize=quantize,
+            memory_bytes=memory_bytes,
+        )
+
+    def bytes_of(unit):
+        found = [change for changes in everything.of(unit) for change in changes.of.values()]
+        return sum({change.data_ptr(): change.nbytes for change in found}.values())
+
+    numbers = range(len(entries.units))
+    everything = changes_within(1 << 30)
+    sizes = [bytes_of(unit) for unit in numbers]
+    changes = changes_within(round(share * sum(sizes)))
+    rounds = []
+    for _ in range(3):
+        made.clear()
+        for unit in numbers:
+            list(changes.of(unit))
+        rounds.append(sorted(made, key=str))
+    again = [changes.made_again(unit) for unit in numbers]
+    assert rounds[0] == sorted(case.wanted, key=str)
+    assert rounds[1] == rounds[2]
+    assert [sum(unit.info.name == name for name, _ in rounds[1]) for unit in entries.units] == again
+    kept = sum(size for size, count in zip(sizes, again, strict=True) if count == 0)
+    assert kept <= share * sum(sizes)
+    smallest = min((size for size, count in zip(sizes, again, strict=True) if count), default=0)
+    assert (share == 1.0) == (not any(again))
+    assert not any(again) or kept + smallest > share * sum(sizes), "there was room for another one"
 
 
 def test_the_look_up_of_a_tied_table_takes_next_to_nothing(make_setup):
@@ -100,7 +130,7 @@ def test_the_look_up_of_a_tied_table_takes_next_to_nothing(make_setup):
     look_ups = [operator_name(node) == "embedding" for node in reversed(at)]
     assert any(look_ups)
     assert not all(look_ups)
-    amount = Amount(samples=1000, positions=1, probes=4, groups=1, feeds=1, kept=True)
+    amount = Amount(samples=1000, positions=1, probes=4, groups=1, feeds=1, again=[0] * len(case.units))
     told = told_by(case.setup, case.wanted, amount, [(1000, 4)])
     for look_up, before, after in zip(look_ups[1:], told, told[1:], strict=False):
         assert (after - before < 1e-2) == look_up
@@ -118,10 +148,11 @@ def test_the_amount_is_that_of_the_feeds(make_setup, monkeypatch):
     )
     each = next(case.module.parameters()).element_size()
     weights = sum(each * 3 * unit.info.weights for unit in case.units)
-    for most in (weights, weights - 1):
+    for most in (weights, 0):
         list(probe(case.setup, case.wanted, ProbeOptions(probes=3, together=2, changes_bytes=most)))
     assert amounts == [
-        Amount(samples=5, positions=1, probes=3, groups=2, feeds=4, kept=kept) for kept in (True, False)
+        Amount(samples=5, positions=1, probes=3, groups=2, feeds=4, again=[again] * len(case.units))
+        for again in (0, 3)
     ]
 
 
