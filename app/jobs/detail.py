@@ -1,15 +1,39 @@
-"""What a job is at, more closely than its stage says: the steps around its plans, in words."""
+"""What a job is at, more closely than its stage says: the round of measuring, or the steps around its plans, in words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
-from app.models import Job, Stage
+from app.jobs.repository import TaskTimes
+from app.models import Job, Stage, TaskKind, TaskState
 from app.plans import repository
 
 
-def details_of(session: Session, jobs: Sequence[Job]) -> dict[str, str]:
-    """Which steps around their plans running jobs are at, by id; nothing of others, nor of steps that are over."""
+def details_of(
+    session: Session, jobs: Sequence[Job], times: Mapping[str, Sequence[TaskTimes]]
+) -> dict[str, str]:
+    """Which round or which steps running jobs are at, by id; nothing of others, nor of steps that are over.
+
+    Args:
+        session: Where they are stored.
+        jobs: Running ones.
+        times: Of their tasks.
+    """
+    rounds = {
+        job.id: f"round {_round(job, times.get(job.id, ()))}"
+        for job in jobs
+        if job.stage is Stage.MEASURE and job.request.get("regret") is not None
+    }
+    return rounds | _steps_of(session, jobs)
+
+
+def _round(job: Job, times: Sequence[TaskTimes]) -> int:
+    """How often the job has come to measure: each time but one that begins with it, a search asked for more."""
+    searched = sum(task.kind is TaskKind.SOLVE and task.state is TaskState.DONE for task in times)
+    return searched if "probes" in job.request else searched + 1
+
+
+def _steps_of(session: Session, jobs: Sequence[Job]) -> dict[str, str]:
     refining = {
         job.id: job.request["budgets"]
         for job in jobs

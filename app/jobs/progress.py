@@ -88,7 +88,7 @@ def progress_of_all(
             return probing(job, probes.get(job.id, _NO_PROBES), now, own)
         return measuring(job, shards.get(job.id, {}), now, own)
 
-    details = details_of(session, [job for job in jobs if job.id in running])
+    details = details_of(session, [job for job in jobs if job.id in running], times)
     return {job.id: replace(progress(job), detail=details.get(job.id)) for job in jobs}
 
 

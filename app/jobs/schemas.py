@@ -277,8 +277,9 @@ class ProgressRead(BaseModel):
     )
     elapsed_seconds: float = Field(description="Since the job was started.")
     detail: str | None = Field(
-        description="While plans are measured again around: which step of which budget, and how many of its parts are done.",
-        examples=["step 1 around the plan of 4 bits, 3 of 5 parts"],
+        description="While entries are measured as far as choices need them: in which round, as another one may follow. "
+        "While plans are measured again around: which step of which budget, and how many of its parts are done.",
+        examples=["round 2", "step 1 around the plan of 4 bits, 3 of 5 parts"],
     )
 
 

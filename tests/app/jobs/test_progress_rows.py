@@ -3,10 +3,11 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import delete, event, select
 
 from app.jobs.progress import progress_of, progress_of_all
 from app.jobs.repository import ShardCounts, shard_counts
+from app.kit.ids import new_id
 from app.models import Job, JobEntry, Measurement, Stage, Task, TaskKind, TaskState, utc_now
 from app.plans.rounds import measure_further
 from app.plans.service import PlanChange, create_plan
@@ -145,3 +146,30 @@ def test_a_job_that_estimates_shows_its_probes_first_and_then_the_entries_it_ask
     assert (found.stage, found.done, found.total, found.unit) == (Stage.MEASURE, 3, 4, "entries")
     assert found.fraction == pytest.approx(sum(work[:3]) / sum(work))
     assert found.eta_seconds == pytest.approx(0.5 * work[3] / work[2])
+
+
+@pytest.mark.parametrize(("request_", "before"), [({"metric": "auto"}, 1), ({"regret": 0.02}, 0)])
+def test_rounds_of_measuring_are_numbered(world, request_, before):
+    """What is measured as far as choices need it, after searches that asked for more: of estimates the first one did."""
+    job_ = world.job(**request_)
+
+    def told(stage, searched):
+        world.start(job_, stage)
+        with world.database.write() as session:
+            session.execute(delete(Task).where(Task.job_id == job_.id, Task.kind == TaskKind.SOLVE))
+            for number in range(searched + 1):  # the last one is under way, or is to come
+                state = TaskState.DONE if number < searched else TaskState.PENDING
+                session.add(Task(id=new_id("tsk"), kind=TaskKind.SOLVE, job_id=job_.id, state=state))
+        with world.database.read() as session:
+            return progress_of(session, session.get_one(Job, job_.id)).detail
+
+    assert [told(Stage.MEASURE, before + i) for i in range(3)] == ["round 1", "round 2", "round 3"]
+    assert told(Stage.SOLVE, before) is None
+    assert told(Stage.VERIFY, before + 1) is None
+
+
+def test_where_everything_is_measured_there_are_no_rounds(world):
+    job_ = world.job()
+    world.start(job_)
+    with world.database.read() as session:
+        assert progress_of(session, session.get_one(Job, job_.id)).detail is None
