@@ -69,24 +69,21 @@ def seconds_left(parts: Sequence[Part], workers: int) -> float | None:
     return max(free)
 
 
-def typical_pace(
-    timed: Sequence[tuple[float, float]], weights: Sequence[float] | None = None
-) -> float | None:
+def typical_pace(timed: Sequence[tuple[float, float]]) -> float | None:
     """Seconds for a unit of work: the median, by work.
 
     What happens once (memory that is touched for the first time, another program's burst) makes a mean too long for all that
-    is left. The median leaves it out, and follows once most of the work is slow.
+    is left. The median leaves it out, and follows once most of the work is slow. It is for pieces that are alike; of those
+    that are not, as entries of early and of late layers, it leaves out what is due again.
 
     Args:
         timed: Work and the seconds that it took, piece by piece.
-        weights: How much a piece counts for its work; ``None``: all alike.
 
     Returns:
         ``None`` if nothing was timed.
     """
-    of = weights or [1.0] * len(timed)
-    pieces = [(work, seconds, w) for (work, seconds), w in zip(timed, of, strict=True) if work > 0.0]
-    return _weighted_median([(seconds / work, w * work) for work, seconds, w in pieces]) if pieces else None
+    pieces = [(seconds / work, work) for work, seconds in timed if work > 0.0]
+    return _weighted_median(pieces) if pieces else None
 
 
 def _weighted_median(values: Sequence[tuple[float, float]]) -> float:
@@ -108,9 +105,13 @@ def _weighted_median(values: Sequence[tuple[float, float]]) -> float:
 
 def _pace(parts: Sequence[Part]) -> float | None:
     """Seconds for a unit of work; what was told of last counts four times as much as what was told of first."""
-    longest = max((part.ago_seconds for part in parts if part.timed_work > 0.0), default=0.0)
-    weights = [0.25 ** (part.ago_seconds / longest) if longest > 0.0 else 1.0 for part in parts]
-    return typical_pace([(part.timed_work, part.timed_seconds) for part in parts], weights)
+    timed = [part for part in parts if part.timed_work > 0.0]
+    if not timed:
+        return None
+    longest = max(part.ago_seconds for part in timed)
+    weights = [0.25 ** (part.ago_seconds / longest) if longest > 0.0 else 1.0 for part in timed]
+    seconds = math.fsum(w * part.timed_seconds for w, part in zip(weights, timed, strict=True))
+    return seconds / math.fsum(w * part.timed_work for w, part in zip(weights, timed, strict=True))
 
 
 def _running(part: Part, pace: float, lead: float) -> float:
