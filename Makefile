@@ -42,8 +42,8 @@ demo: $(DEMO) ## Search bit-widths for EfficientNet-Lite0, from upload to measur
 serve: $(DEMO) ## Run the service: API, dashboard, scheduler and workers on this machine
 	@$(VENV)/bin/bitwright serve $(ARGS)
 
-test: $(DEV) ## Run all tests (ARGS="tests/solver -x" narrows them)
-	@$(PY) -m pytest $(ARGS)
+test: $(DEV) ## Run all tests, on up to four cores (ARGS="tests/solver -x -n 0" narrows them, in one process)
+	@$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 format: $(DEV) ## Format the sources
 	@$(PY) -m ruff format $(SOURCES)
