@@ -1,6 +1,7 @@
-"""Databases for all tests: SQLite, and a real PostgreSQL that is started once and emptied after each test."""
+"""For all tests: a path of their own, and databases: SQLite, and a real PostgreSQL that is started once and emptied after each."""
 
 import os
+import sys
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -14,6 +15,17 @@ import sqlalchemy as sa
 from app.db import Database
 from app.migrate import upgrade
 from app.models import Base
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _path_as_it_was():
+    """What a file's tests add to the interpreter's path is gone after them: processes that others start are given it, too.
+
+    Scripts find what lies beside them by it, and ``benchmarks/solver.py`` would hide the package of that name.
+    """
+    kept = list(sys.path)
+    yield
+    sys.path[:] = kept
 
 
 @dataclass(frozen=True)

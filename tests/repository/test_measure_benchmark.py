@@ -3,7 +3,6 @@
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -24,16 +23,9 @@ BURN = "import time\nwhile time.process_time() < 1.2: sum(range(1000))"
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> Iterator[tuple[ModuleType, ModuleType]]:
-    kept = list(sys.path)
+def benchmark() -> tuple[ModuleType, ModuleType]:
     sys.path.insert(0, ROOT)
-    try:
-        yield (
-            importlib.import_module("benchmarks.measure"),
-            importlib.import_module("benchmarks.measure_ways"),
-        )
-    finally:
-        sys.path[:] = kept
+    return importlib.import_module("benchmarks.measure"), importlib.import_module("benchmarks.measure_ways")
 
 
 class InThisProcess:

@@ -17,13 +17,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 def benchmarks():
     """The benchmark's modules, imported from the repository's root as the script does."""
     sys.path.append(ROOT)
-    try:
-        yield (
-            importlib.import_module("benchmarks.solver"),
-            importlib.import_module("benchmarks.solver_rivals"),
-        )
-    finally:
-        sys.path.remove(ROOT)
+    return importlib.import_module("benchmarks.solver"), importlib.import_module("benchmarks.solver_rivals")
 
 
 @pytest.mark.parametrize("rival", ["PuLP+CBC", "PuLP+HiGHS", "highspy", "CP-SAT"])
