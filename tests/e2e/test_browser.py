@@ -273,6 +273,16 @@ def test_cancelling_asks_first_and_then_cancels(visit, database, document):
         assert session.get_one(Job, job).state is JobState.CANCELLED
 
 
+def test_rounds_of_measuring_are_numbered(visit, database, document):
+    job = begin(database, document, 0, "rounds")
+    with database.write() as session:
+        row = session.get_one(Job, job)
+        row.request = row.request | {"regret": 0.02, "blocks": 1}
+        session.add(Task(id="tsk_rounds", kind=TaskKind.SOLVE, job_id=job, state=TaskState.DONE))
+    page = visit(f"/jobs/{job}")
+    page.get_by_text("0 of 96 entries: round 2").wait_for()
+
+
 def test_cancelling_a_job_that_has_ended_meanwhile_tells_so(visit, database, document):
     job = begin(database, document, 12, "ended")
     page = visit(f"/jobs/{job}", expected=r"409 \(Conflict\)|ERR_FAILED", blocked="**/events")

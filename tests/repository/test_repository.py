@@ -34,6 +34,30 @@ def make(*arguments: str) -> str:
     ).stdout
 
 
+def test_files_of_tests_give_the_path_back(tmp_path: Path) -> None:
+    """Else processes that later tests start would find what scripts of an earlier one lie beside."""
+    (tmp_path / "conftest.py").write_text("from tests.conftest import _path_as_it_was\n")
+    (tmp_path / "test_a.py").write_text("import sys\ndef test(): sys.path.insert(0, '/nowhere')\n")
+    (tmp_path / "test_b.py").write_text("import sys\ndef test(): assert '/nowhere' not in sys.path\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+
+
 def test_make_alone_lists_every_target() -> None:
     phony = set(re.search(r"^\.PHONY: (.+)$", text("Makefile"), re.MULTILINE)[1].split())  # type: ignore[index]
     assert set(targets()) == phony

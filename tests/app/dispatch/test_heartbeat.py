@@ -123,6 +123,19 @@ def test_what_is_slow_once_is_not_expected_of_what_is_left(bench, claimed, clock
     assert left == pytest.approx(28.0, rel=0.1)
 
 
+def test_steps_of_two_kinds_are_timed_together(bench, claimed, clock):
+    """Each third one takes ten times as long: what a unit takes beside the norms around it, in any order."""
+    task_id, claim = claimed
+    tell = Heartbeat(bench.database, claim(), clock).part()
+    tell(0, 900)
+    for step in range(300):
+        clock.now += 1.0 if step % 3 == 0 else 0.1
+        tell(step + 1, 900)
+    clock.now += 1.0
+    tell(301, 900)
+    assert told(bench, task_id)[1] == pytest.approx(900 * (1.0 + 0.1 + 0.1) / 3, rel=0.1)
+
+
 def test_another_attempt_begins_with_its_own_speed_and_what_was_done_does_not_fall(bench, claimed, clock):
     task_id, claim = claimed
     tell = Heartbeat(bench.database, claim(), clock).part()

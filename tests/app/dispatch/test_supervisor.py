@@ -233,10 +233,15 @@ def test_sqlite_is_for_one_machine(settings, start):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_loopback_is_this_machine(settings, host):
+    assert processes.is_loopback(host)
     processes.require_shared_database(settings, host)
+    with pytest.raises(StartRefused):
+        processes.require_shared_database(settings, "gpu-box")
 
 
 def test_postgresql_is_for_any_number_of_machines(make_settings):
+    with pytest.raises(StartRefused, match="cannot share the SQLite"):
+        processes.require_shared_database(make_settings(), "gpu-box")
     processes.require_shared_database(make_settings(database_url="postgresql+psycopg://u@h/d"), "gpu-box")
 
 

@@ -106,8 +106,10 @@ def test_announced_hashes_are_checked(api, world, problem, model_file, announce)
     assert api.post("/v1/models", content=model_file, **announce(right)).status_code == 202
 
 
-def test_a_hash_that_is_none_is_refused_before_anything_is_read(api, problem):
+def test_a_hash_that_is_none_is_refused_before_anything_is_read(api, world, problem):
+    before = world.rows()
     problem(api.post("/v1/models?sha256=abc", content=b"x"), 422, "invalid-request", "sha256")
+    assert (world.rows(), world.files()) == (before, [])
 
 
 def test_an_upload_above_the_limit_is_refused(api, world, problem, settings):

@@ -201,9 +201,15 @@ def test_any_change_is_refused_or_harmless(tmp_path_factory, data):
         )
     path.write_bytes(content)
     try:
-        read_dataset(path, (IMAGE,), outputs=(LOGITS,))
+        found = read_dataset(path, (IMAGE,), outputs=(LOGITS,))
     except DatasetRefused as refusal:
         json.dumps([refusal.field, refusal.value, refusal.allowed, refusal.extra])
+        return
+    (images,) = found.inputs.values()
+    assert images.shape[1:] == IMAGES.shape[1:]
+    assert 1 <= len(images) == found.samples
+    assert images.nbytes <= len(content), "it was read outside the file"
+    assert bool(images.isfinite().all())
 
 
 def test_values_are_read_in_pieces(save, monkeypatch):

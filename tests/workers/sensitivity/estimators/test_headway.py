@@ -80,6 +80,7 @@ def test_probes_that_do_not_share_their_forward_passes_take_more(make_setup):
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.7, 1.0])
 @pytest.mark.parametrize("name", ["linear", "tied", "twice"])
 def test_what_memory_has_room_for_is_made_once_and_the_rest_again(make_setup, name, share):
+    """All candidates of these units are made at once."""
     case = make_setup(*models.build(name), batch_size=2)
     entries, _ = entries_and_uses(case.setup, case.wanted)
     uses = Uses.of(Dataflow.of(case.setup.program.model), entries.units)
@@ -122,6 +123,33 @@ def test_what_memory_has_room_for_is_made_once_and_the_rest_again(make_setup, na
     smallest = min((size for size, count in zip(sizes, again, strict=True) if count), default=0)
     assert (share == 1.0) == (not any(again))
     assert not any(again) or kept + smallest > share * sum(sizes), "there was room for another one"
+
+
+def test_candidates_that_are_not_made_at_once_are_kept_one_by_one(make_setup, monkeypatch):
+    case = make_setup(*models.build("linear"), batch_size=2)
+    entries, _ = entries_and_uses(case.setup, case.wanted)
+    uses = Uses.of(Dataflow.of(case.setup.program.model), entries.units)
+    each = next(case.module.parameters()).element_size() * case.units[-1].info.weights
+    monkeypatch.setattr("workers.sensitivity.estimators.changes._MOST_BYTES_AT_ONCE", each)
+    made = []
+
+    def quantize(unit, weight, candidate):
+        made.append(candidate.bits)
+        return round_to_nearest(unit, weight, candidate)
+
+    changes = Changes(
+        program=case.setup.program,
+        units=entries.units,
+        candidates=entries.candidates,
+        operands=uses.operands,
+        quantize=quantize,
+        memory_bytes=2 * each,
+    )
+    last = len(entries.units) - 1
+    parts = [[found.candidates for found in changes.of(last)] for _ in range(2)]
+    assert parts == [[slice(0, 1), slice(1, 2), slice(2, 3)]] * 2
+    assert made == [candidate.bits for candidate in (*entries.candidates[last], entries.candidates[last][2])]
+    assert changes.made_again(last) == 1
 
 
 def test_the_look_up_of_a_tied_table_takes_next_to_nothing(make_setup):
