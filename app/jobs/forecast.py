@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
+
 _OWN_SHARE = 0.5
 """A part's own speed is believed as much as that of all parts once so much of the part is done."""
 
@@ -80,27 +82,14 @@ def typical_pace(timed: Sequence[tuple[float, float]]) -> float | None:
         timed: Work and the seconds that it took, piece by piece.
 
     Returns:
-        ``None`` if nothing was timed.
+        The pace below and above which half of all work lies, each piece's own being half below and half above; between two
+        pieces it is on the line between theirs. ``None`` if nothing was timed.
     """
-    pieces = [(seconds / work, work) for work, seconds in timed if work > 0.0]
-    return _weighted_median(pieces) if pieces else None
-
-
-def _weighted_median(values: Sequence[tuple[float, float]]) -> float:
-    """Of values with weights above 0: where half of all weight lies below, each value's own being half below and half above.
-
-    Of equal weights it is the usual median; between two values it is on the line between them.
-    """
-    ascending = sorted(values)
-    half = math.fsum(weight for _, weight in values) / 2
-    below, before, centre_before = 0.0, ascending[0][0], 0.0
-    for value, weight in ascending:
-        centre = below + weight / 2
-        if centre >= half:
-            share = (half - centre_before) / (centre - centre_before)
-            return before + share * (value - before)
-        below, before, centre_before = below + weight, value, centre
-    return before
+    pieces = sorted((seconds / work, work) for work, seconds in timed if work > 0.0)
+    if not pieces:
+        return None
+    paces, works = np.array(pieces).T
+    return float(np.interp(works.sum() / 2, np.cumsum(works) - works / 2, paces))
 
 
 def _pace(parts: Sequence[Part]) -> float | None:

@@ -65,6 +65,23 @@ def test_candidates_are_made_once_where_they_are_kept(make_setup, kept, position
     assert again == pytest.approx((feeding + made) / total, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["tied", "twice"])
+def test_candidates_of_a_unit_that_is_used_twice_are_made_once_a_feed(make_setup, monkeypatch, name):
+    monkeypatch.setattr(headway, "MACS_PER_CHANGE", 1e12)
+    case = make_setup(*models.build(name))
+    _, at = entries_and_uses(case.setup, case.wanted)
+    again = [3] * len(case.units)
+    amount = Amount(samples=10, positions=1, probes=4, groups=1, feeds=2, again=again)
+    told = [0.0, *told_by(case.setup, case.wanted, amount, [(5, 4), (5, 4)])]
+    each_feed = [use.unit for node in reversed(at) for use in at[node]]
+    assert len(each_feed) == len(at) > len(set(each_feed)), "a unit to a step, one of them at two"
+    weights = sum(unit.info.weights for unit in case.units)
+    for place, unit in enumerate(each_feed * 2):
+        met = unit in each_feed[: place % len(each_feed)]
+        made = 0.0 if met else case.units[unit].info.weights / weights / 2
+        assert told[place + 1] - told[place] == pytest.approx(made, abs=1e-6)
+
+
 def test_probes_that_do_not_share_their_forward_passes_take_more(make_setup):
     case = make_setup(*models.build("linear"))
     amount = Amount(samples=10, positions=1, probes=3, groups=2, feeds=2, again=[0] * len(case.units))
